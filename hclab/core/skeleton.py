@@ -10,9 +10,9 @@ __all__ = ['SIDE_COLOURS', 'H36M32', 'H36M17', 'H36M16', 'MPI3DHP17', 'COCO_NAME
            'Skeleton', 'pairs_from_names', 'layout', 'skeleton', 'anatomy', 'Rule', 'conversion', 'convert',
            'convert_visible', 'mirror', 'rest_pose', 'adjacency', 'hops', 'partitions']
 
-# %% ../../nbs/00_core/03_skeleton.ipynb #8eb6d705
+# %% ../../nbs/00_core/03_skeleton.ipynb #bf2e6825
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from typing import NamedTuple
 
 from .config import did_you_mean
@@ -213,7 +213,7 @@ def skeleton(name:str|Skeleton # name of a layout, or a `Skeleton`, which is ret
     if name in SKELETONS: return SKELETONS[name]
     raise SkeletonError(f"unknown skeleton {name!r}; {did_you_mean(str(name).upper(), SKELETONS)}")
 
-# %% ../../nbs/00_core/03_skeleton.ipynb #22b14a6c
+# %% ../../nbs/00_core/03_skeleton.ipynb #177476e0
 _H36M = {"hip": "pelvis", "head": "head_top", "*_foot": "*_ankle", "*_toe_base": "*_foot"}
 ANATOMY = {  # layout -> own name: anatomical point; names that are missing here mean what they say
     "H36M16": _H36M, "H36M17": _H36M, "H36M32": _H36M,
@@ -231,7 +231,7 @@ ANATOMY = {  # layout -> own name: anatomical point; names that are missing here
               "*humerus": "*_elbow", "*radius": "*_wrist", "*wrist": "*_hand_base", "*hand": "*_hand", "*fingers": "*_hand_tip", "*thumb": "*_thumb"},
 }
 
-@lru_cache(maxsize=None)
+@cache
 def anatomy(s:Skeleton) -> tuple:
     "The anatomical point that each joint of `s` is, in the one vocabulary of all layouts."
     known = ANATOMY.get(s.name, {})
@@ -242,7 +242,7 @@ def anatomy(s:Skeleton) -> tuple:
         return name
     return tuple(point(n, side) for n, side in zip(s.names, s.sides, strict=True))
 
-# %% ../../nbs/00_core/03_skeleton.ipynb #3300f4c3
+# %% ../../nbs/00_core/03_skeleton.ipynb #e8301d05
 MEANS = {  # anatomical point: the points around it that are averaged, best choice first
     "pelvis": (("left_hip", "right_hip"),),
     "thorax": (("left_shoulder", "right_shoulder"),),
@@ -257,13 +257,14 @@ STAND_INS = {  # anatomical point: the neighbour (or the middle of two) that is 
        for point, other in (("wrist", "hand"), ("hand", "wrist"), ("ankle", "foot"), ("foot", "ankle"))},
 }
 
+# %% ../../nbs/00_core/03_skeleton.ipynb #ff4c7a8e
 class Rule(NamedTuple):
     "How one joint of the target layout is had."
     joint: str       # its name
     sources: tuple   # indices into the source layout; empty where it is missing
     kind: str        # "same", "mean", "stand-in" or "missing"
 
-@lru_cache(maxsize=None)
+@cache
 def conversion(src:str|Skeleton,     # layout that the joints are in
                dst:str|Skeleton,     # layout that they are wanted in
                stand_ins:bool=True   # False: rather missing than a neighbour
@@ -325,7 +326,7 @@ def mirror(joints,               # (..., J, D) joints, torch or numpy
     out[..., axis] = -out[..., axis]
     return out
 
-# %% ../../nbs/00_core/03_skeleton.ipynb #a9e5fb81
+# %% ../../nbs/00_core/03_skeleton.ipynb #f43d13ed
 REST = {  # x to the person's left, y backwards, z up, in metres
     "pelvis": (0, 0, .95), "spine_base": (0, 0, .95), "lower_spine": (0, .01, 1.07), "spine": (0, .01, 1.19), "thorax": (0, .02, 1.44),
     "neck_root": (0, .02, 1.45), "lower_neck": (0, .02, 1.48), "neck": (0, .01, 1.52), "neck_nose": (0, -.06, 1.58), "head": (0, 0, 1.62),
@@ -333,9 +334,10 @@ REST = {  # x to the person's left, y backwards, z up, in metres
     "shoulder": (.18, .02, 1.42), "elbow": (.37, .03, 1.21), "wrist": (.54, 0, 1.02), "hip": (.10, 0, .93), "knee": (.125, -.01, .50),
     "ankle": (.14, .02, .08), "foot": (.165, -.12, .02), "toe_tip": (.175, -.18, .02), "big_toe": (.155, -.18, .02), "small_toe": (.21, -.15, .02),
     "heel": (.14, .07, .02), "thumb_base": (.54, 0, 1.02), "hand_root": (.54, 0, 1.02), "hand_base": (.56, 0, .998), "hand": (.60, 0, .955),
-    "thumb": (.585, -.06, .97), "hand_tip": (.66, 0, .885),
+    "thumb": (.62, 0, 1.01), "hand_tip": (.66, 0, .885),
 }
 
+# %% ../../nbs/00_core/03_skeleton.ipynb #479f789c
 def _rest_face(i:int) -> tuple:
     "Point `i` of the 68 of a face, running from the person's right (-x) to the left."
     from math import cos, pi, sin
@@ -358,8 +360,9 @@ def _rest_finger(point:str) -> tuple | None:
     from math import cos, sin
     a, reach = fan[point[:-1]], (.03 if point.startswith("thumb") else .07) + .025 * int(point[-1])
     x, y, z = REST["hand_root"]
-    return x + .68 * reach * cos(a), y + reach * sin(a), z - .73 * reach * cos(a)
+    return x + .68 * reach * cos(a) - .73 * reach * sin(a), y, z - .73 * reach * cos(a) - .68 * reach * sin(a)  # palm forward, thumb outward
 
+# %% ../../nbs/00_core/03_skeleton.ipynb #01bf1d73
 def rest_pose(s:str|Skeleton # a layout of `SKELETONS`, or one whose joints are named like theirs
              ):
     "A standing person (J, 3) in metres, z up, facing -y. Raises `SkeletonError` for a joint whose place is not known."
