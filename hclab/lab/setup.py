@@ -4,23 +4,28 @@
 
 # %% auto #0
 __all__ = ['MIN_PYTHON', 'LIBRARIES', 'FEDORA', 'LINUX_X86', 'LOCKS', 'CPU_INDEX', 'DOWNLOAD_MB', 'INSTALLED_MB', 'HOME_NOTE',
-           'NOISE', 'ADVICE', 'Check', 'USAGE', 'SetupError', 'project_root', 'Machine', 'loads', 'nvidia_driver',
-           'chromium_path', 'probe', 'check_python', 'system_packages', 'apt_line', 'packages_to_install',
-           'normal_name', 'read_lock', 'TorchPlan', 'torch_plan', 'torch_attempts', 'version_in_report',
-           'configured_build', 'pip_environment', 'estimate', 'check_disk', 'venv_python', 'stamp_path', 'is_ready',
-           'write_stamp', 'venv_fault', 'pip_works', 'PipStatus', 'Steps', 'advice', 'run_logged', 'write_page_config',
-           'provide_system', 'make_venv', 'installed', 'install_torch', 'set_up', 'install_packages', 'describe_plan',
-           'closing', 'check_interpreter', 'check_packages', 'check_system', 'writable', 'check_folders',
-           'check_computing', 'default_home', 'doctor', 'venv_folder', 'main', 'show_doctor']
+           'NOISE', 'ADVICE', 'Check', 'USAGE', 'dotted', 'SetupError', 'project_root', 'Machine', 'loads',
+           'nvidia_driver', 'chromium_path', 'probe', 'check_python', 'system_packages', 'apt_line',
+           'packages_to_install', 'normal_name', 'read_lock', 'TorchPlan', 'torch_plan', 'torch_attempts',
+           'version_in_report', 'configured_build', 'pip_environment', 'estimate', 'check_disk', 'venv_python',
+           'stamp_path', 'is_ready', 'write_stamp', 'venv_fault', 'pip_works', 'site_packages', 'installed',
+           'forget_half_installed', 'PipStatus', 'Steps', 'advice', 'run_logged', 'write_page_config', 'provide_system',
+           'make_venv', 'install_torch', 'alone', 'set_up', 'install', 'install_packages', 'describe_plan', 'closing',
+           'check_interpreter', 'check_packages', 'check_system', 'writable', 'check_folders', 'check_computing',
+           'default_home', 'doctor', 'venv_folder', 'main', 'show_doctor']
 
-# %% ../../nbs/80_lab/00_setup.ipynb #ce0f11ad
-import ctypes, hashlib, importlib.metadata, importlib.util, json, os, platform, re, shutil, subprocess, sys, tempfile, time
+# %% ../../nbs/80_lab/00_setup.ipynb #8c901f67
+import contextlib, ctypes, hashlib, importlib, importlib.metadata, importlib.util, json, os, platform, re, shutil, subprocess, sys, tempfile, time
 from collections import namedtuple
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-# %% ../../nbs/80_lab/00_setup.ipynb #46e08c88
+# %% ../../nbs/80_lab/00_setup.ipynb #774c9da0
 MIN_PYTHON = (3, 11)
+
+def dotted(version) -> str:
+    "(3, 11) as text."
+    return ".".join(map(str, version))
 
 class SetupError(OSError):
     "Something this machine lacks. The message says what was found, what is needed, and the one thing to do."
@@ -73,19 +78,19 @@ def probe() -> Machine:
                    ensurepip=importlib.util.find_spec("ensurepip") is not None, chromium=bool(chromium_path()),
                    missing=tuple(s for s in LIBRARIES if not loads(s)) if linux else ())
 
-# %% ../../nbs/80_lab/00_setup.ipynb #67fd180a
+# %% ../../nbs/80_lab/00_setup.ipynb #8341ed1e
 FEDORA = {"libGL.so.1": "mesa-libGL", "libEGL.so.1": "mesa-libEGL", "libgomp.so.1": "libgomp",
           "libX11.so.6": "libX11", "libusb-1.0.so.0": "libusb1", "libudev.so.1": "systemd-libs"}
 
 def check_python(machine:Machine):
     "Raise `SetupError` for a Python that is too old."
     if machine.python >= MIN_PYTHON: return
-    raise SetupError("this is Python %d.%d, hclab needs %d.%d or newer: install one and name it, as in `make demo PYTHON=python3.11`"
-                     % (*machine.python, *MIN_PYTHON))
+    raise SetupError(f"this is Python {dotted(machine.python)}, hclab needs {dotted(MIN_PYTHON)} or newer: "
+                     "install one and name it, as in `make demo PYTHON=python3.11`")
 
 def system_packages(machine:Machine) -> list:
     "Debian packages that this machine lacks, by name."
-    venv = [] if machine.ensurepip else ["python%d.%d-venv" % machine.python]
+    venv = [] if machine.ensurepip else [f"python{dotted(machine.python)}-venv"]
     return venv + [LIBRARIES[s] for s in machine.missing]
 
 def apt_line(packages, sudo:bool=True) -> str:
@@ -93,7 +98,7 @@ def apt_line(packages, sudo:bool=True) -> str:
     become = "sudo " if sudo else ""
     return f"{become}apt-get update && {become}apt-get install -y --no-install-recommends {' '.join(packages)}"
 
-# %% ../../nbs/80_lab/00_setup.ipynb #f03a8dc5
+# %% ../../nbs/80_lab/00_setup.ipynb #dfc5fc3f
 def packages_to_install(machine:Machine) -> list:
     "What apt must install now; empty when nothing is missing. Raises `SetupError` with the line to run where this process may not."
     packages, lacks = system_packages(machine), ", ".join(machine.missing + (() if machine.ensurepip else ("ensurepip",)))
@@ -101,7 +106,7 @@ def packages_to_install(machine:Machine) -> list:
     if machine.apt: raise SetupError(f"this machine lacks {lacks}; run this line, then the same command again:\n    {apt_line(packages)}")
     if not machine.ensurepip:
         raise SetupError("this Python has no ensurepip and cannot make an environment: install your system's venv package for "
-                         "Python %d.%d, or name another Python, as in `make demo PYTHON=/path/to/python3.11`" % machine.python)
+                         f"Python {dotted(machine.python)}, or name another Python, as in `make demo PYTHON=/path/to/python3.11`")
     raise SetupError(f"Open3D needs {lacks}, and there is no apt-get here; install them with this system's package manager "
                      f"(Fedora: sudo dnf install {' '.join(FEDORA[s] for s in machine.missing)}), then run the same command again")
 
@@ -149,7 +154,7 @@ def torch_plan(machine:Machine,
     if ask().partition("+")[2].startswith("cpu"): return TorchPlan("", "cpu", "no NVIDIA driver; pip's index has a CPU build")
     return TorchPlan(CPU_INDEX, "cpu", "no NVIDIA driver")
 
-# %% ../../nbs/80_lab/00_setup.ipynb #d1656eba
+# %% ../../nbs/80_lab/00_setup.ipynb #beff133f
 def torch_attempts(plan:TorchPlan, version:str) -> list:
     "Arguments of `pip install`, first choice first; the last is always the configured index."
     spec = f"torch=={version}"
@@ -170,8 +175,9 @@ def configured_build(python:Path, version:str, seconds:float=60) -> str:
     return version_in_report(run.stdout) if run.returncode == 0 else ""
 
 def pip_environment() -> dict:
-    "This process's environment, with pip's questions, version notices and root warning off."
-    return {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PIP_ROOT_USER_ACTION": "ignore", "PYTHONUNBUFFERED": "1"}
+    "This process's environment for pip: no questions, no notices, and nothing that makes it look for or put packages elsewhere."
+    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "PIP_TARGET", "PIP_PREFIX")}
+    return {**kept, "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PIP_ROOT_USER_ACTION": "ignore", "PIP_USER": "0", "PYTHONUNBUFFERED": "1"}
 
 # %% ../../nbs/80_lab/00_setup.ipynb #b326f68a
 DOWNLOAD_MB = {"torch cpu": 190, "torch cuda": 3000, "run": 280, "dev": 170}   # dev on top of run
@@ -210,7 +216,7 @@ def write_stamp(venv:Path, root:Path, group:str):
         if old.name[-12:] != stamp_path(venv, root, group).name[-12:]: old.unlink()
     stamp_path(venv, root, group).touch()
 
-# %% ../../nbs/80_lab/00_setup.ipynb #f75a5d72
+# %% ../../nbs/80_lab/00_setup.ipynb #b4546c73
 HOME_NOTE = ".hclab-home"  # holds the path at which the environment was made
 
 def venv_fault(venv:Path, machine:Machine) -> str:
@@ -221,7 +227,7 @@ def venv_fault(venv:Path, machine:Machine) -> str:
         raise SetupError(f"{venv} exists and is no Python environment (it has no pyvenv.cfg); it is left alone: name another place in HCLAB_VENV")
     found = re.search(r"^version(?:_info)? *= *(\d+)\.(\d+)", config.read_text(encoding="utf-8"), re.M)
     version = tuple(map(int, found.groups())) if found else (0, 0)
-    if version != tuple(machine.python): return "belongs to Python %d.%d, this is %d.%d" % (*version, *machine.python)
+    if version != tuple(machine.python): return f"belongs to Python {dotted(version)}, this is {dotted(machine.python)}"
     if not venv_python(venv).exists(): return "is broken: its Python is gone"
     note = venv/HOME_NOTE
     if note.is_file() and note.read_text(encoding="utf-8") != str(venv.resolve()): return "was moved here, and its scripts point to where it was made"
@@ -232,8 +238,24 @@ def pip_works(venv:Path) -> bool:
     try: return subprocess.run([str(venv_python(venv)), "-c", "import pip"], capture_output=True, timeout=60).returncode == 0
     except (OSError, subprocess.TimeoutExpired): return False
 
-# %% ../../nbs/80_lab/00_setup.ipynb #708c3919
-NOISE = ("WARNING: Location", "Requirement already satisfied", "Looking in ", "Progress ", "DEPRECATION", "[notice]", "WARNING: Retrying")
+# %% ../../nbs/80_lab/00_setup.ipynb #a0dcd282
+def site_packages(venv:Path) -> list:
+    "The folders of an environment's packages, as they exist."
+    return [p for p in (Path(venv)/"Lib"/"site-packages", *Path(venv).glob("lib/python3*/site-packages")) if p.is_dir()]
+
+def installed(venv:Path) -> dict:
+    "Packages of an environment: normal name -> version."
+    found = ((d.metadata["Name"], d.version) for d in importlib.metadata.distributions(path=[str(p) for p in site_packages(venv)]))
+    return {normal_name(name): version for name, version in found if name}
+
+def forget_half_installed(venv:Path) -> list:
+    "Remove the entries of packages whose installation was cut off, and return their names."
+    half = [entry for folder in site_packages(venv) for entry in folder.glob("*.dist-info") if not (entry/"INSTALLER").is_file()]
+    for entry in half: shutil.rmtree(entry)
+    return [entry.name for entry in half]
+
+# %% ../../nbs/80_lab/00_setup.ipynb #b053a3b7
+NOISE = ("WARNING: Location", "Requirement already satisfied", "Looking in ", "Progress ", "DEPRECATION", "[notice]", "WARNING: Ignoring invalid distribution")
 
 class PipStatus:
     "Reads pip's lines and knows what it is doing. `lines` keeps those worth showing when it fails."
@@ -274,11 +296,11 @@ class Steps:
         "End the step."
         print(("\r\033[K" if self.live else "") + f"      {time.monotonic() - self.begun:4.0f} s  {text}", file=self.out, flush=True)
 
-# %% ../../nbs/80_lab/00_setup.ipynb #e89ca836
+# %% ../../nbs/80_lab/00_setup.ipynb #805ce6e7
 ADVICE = (
     (r"No space left|Errno 28|disk quota", "the disk is full: free some (4 GB for a CPU build), or name a folder on another disk in HCLAB_VENV"),
-    (r"NewConnectionError|Name or service not known|name resolution|ConnectTimeout|Read timed out|ConnectionError|Network is unreachable|ProxyError|getaddrinfo|Connection refused",
-     "the package index could not be reached: check the network or pip's index and proxy settings (`pip config list`)"),
+    (r"NewConnectionError|Name or service not known|name ?resolution|ConnectTimeout|Read timed out|ConnectionError|Network is unreachable|ProxyError|getaddrinfo|Connection refused|from versions: none",
+     "no package index answered, or none knows this package: check the network, and pip's index and proxy settings (`pip config list`)"),
     (r"CERTIFICATE_VERIFY|SSLError", "the index's certificate is not trusted here: name your organisation's bundle in PIP_CERT"),
     (r"Permission denied|Errno 13|Read-only file", "a folder cannot be written: check who owns the project folder, or name another place in HCLAB_VENV"),
     (r"No matching distribution|Could not find a version", "the index has no such version for this Python and this system: Python 3.11 to 3.13 on Linux x86-64 is what we test"),
@@ -330,7 +352,7 @@ def provide_system(machine:Machine, group:str, run=run_logged, say=print) -> Mac
             say(f"Chromium could not be installed; the browser tests will be skipped. {str(e).splitlines()[0]}")
     return machine
 
-# %% ../../nbs/80_lab/00_setup.ipynb #aea3ec59
+# %% ../../nbs/80_lab/00_setup.ipynb #cf864a24
 def make_venv(venv:Path, machine:Machine, say=print):
     "Make the environment, or make it anew when something is wrong with it; leave a good one alone."
     fault = venv_fault(venv, machine) or ("" if pip_works(venv) else "is broken: its Python or its pip does not start")
@@ -341,12 +363,6 @@ def make_venv(venv:Path, machine:Machine, say=print):
     run_logged([sys.executable, "-m", "venv", venv])
     (Path(venv)/HOME_NOTE).write_text(str(Path(venv).resolve()), encoding="utf-8")
 
-def installed(venv:Path) -> dict:
-    "Packages of an environment: normal name -> version."
-    folders = [str(p) for p in (Path(venv)/"Lib"/"site-packages", *Path(venv).glob("lib/python3*/site-packages")) if p.is_dir()]
-    found = ((d.metadata["Name"], d.version) for d in importlib.metadata.distributions(path=folders))
-    return {normal_name(name): version for name, version in found if name}
-
 def install_torch(pip, attempts, say=print):
     "Try each attempt of `torch_attempts`; a failure of all but the last is only told."
     for number, arguments in enumerate(attempts, 1):
@@ -356,17 +372,38 @@ def install_torch(pip, attempts, say=print):
             say(f"      {arguments[1]} did not work ({str(e).splitlines()[-2].strip()[:160]}); falling back to pip's configured index: "
                 f"on Linux that may be the CUDA build, up to {DOWNLOAD_MB['torch cuda']} MB")
 
-# %% ../../nbs/80_lab/00_setup.ipynb #8948f2f7
+# %% ../../nbs/80_lab/00_setup.ipynb #34219186
+@contextlib.contextmanager
+def alone(venv:Path, say=print):
+    "Hold the lock on this environment's set-up; wait while another process has it."
+    try: import fcntl
+    except ImportError: yield; return  # Windows: no such lock, no such protection
+    name = hashlib.sha256(str(Path(venv).resolve()).encode()).hexdigest()[:12]
+    with open(Path(tempfile.gettempdir())/f"hclab-setup-{name}.lock", "w") as lock:
+        try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another set-up is at work on this environment; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+# %% ../../nbs/80_lab/00_setup.ipynb #710335fa
 def set_up(group:str, # "run" for the lab, "dev" for tests, site and browser harness besides
            root:Path, venv:Path, environ=os.environ):
     "Make this machine able to run hclab: system packages, environment, locked packages, hclab itself. Quick when all is there."
     machine = probe()
     provide_system(machine, group)
-    if is_ready(venv, root, group) and not venv_fault(venv, machine): return
-    pins, have = read_lock(root/LOCKS[group]), installed(venv) if not venv_fault(venv, machine) else {}
-    steps = Steps(5)
+    def ready(): return is_ready(venv, root, group) and not venv_fault(venv, machine)
+    if ready(): return
+    with alone(venv):
+        if not ready(): install(group, root, venv, machine, environ)
+
+def install(group, root, venv, machine, environ):
+    "The five steps of `set_up`."
+    steps, pins = Steps(5), read_lock(root/LOCKS[group])
     steps.step(f"environment in {venv} with Python {platform.python_version()}")
     make_venv(venv, machine)
+    forget_half_installed(venv)
+    have = installed(venv)
     steps.done()
     def pip(*arguments, bar="raw"): return run_logged([venv_python(venv), "-m", "pip", "install", "--progress-bar", bar, *arguments], steps.show)
     steps.step(f"pip {pins['pip']}, about 2 MB")
@@ -377,7 +414,7 @@ def set_up(group:str, # "run" for the lab, "dev" for tests, site and browser har
     write_stamp(venv, root, group)
 
 def install_packages(group, root, venv, machine, environ, pins, have, steps, pip):
-    "The last three steps of `set_up`: torch, the lock, hclab."
+    "The last three steps of `install`: torch, the lock, hclab."
     plan = TorchPlan("", "cpu", "already here") if have.get("torch", "").split("+")[0] == pins["torch"] else \
         torch_plan(machine, environ, lambda: configured_build(venv_python(venv), pins["torch"]))
     megabytes, needed = estimate(plan.build, group, have)
