@@ -18,7 +18,7 @@ LEFT, RIGHT, CENTRE = (SIDE_COLOURS[side] for side in ("left", "right", "centre"
 GOOD, BAD, NEUTRAL = "#00795A", "#A50F15", "#9A9A9A"      # a claim that holds, one that does not, one we cannot judge
 INK, PALE = "#222222", "#D9D9D9"                          # text and axes; grids and things in the background
 
-# %% ../../nbs/10_viz/00_style.ipynb #1f62ba4a
+# %% ../../nbs/10_viz/00_style.ipynb #581e44a3
 @dataclass(frozen=True)
 class SideStyle:
     "How the limbs of one side of the body are drawn."
@@ -26,13 +26,13 @@ class SideStyle:
     words: str          # what a legend says
     line: object        # matplotlib linestyle
     marker: str         # matplotlib marker
-    dash: str           # plotly line.dash
+    dash: str           # plotly line.dash (in 3D, where this one reads as long dashes)
     symbol: str         # plotly marker.symbol (a 3D one)
     width: float        # factor on the line width
 
 SIDES = {
     "left":   SideStyle(LEFT,   "left (solid, round)",     "-",           "o", "solid", "circle",  1.0),
-    "right":  SideStyle(RIGHT,  "right (dashed, square)",  (0, (3, 1.1)), "s", "dash",  "square",  1.0),
+    "right":  SideStyle(RIGHT,  "right (dashed, square)",  (0, (3, 1.1)), "s", "longdashdot", "square",  1.0),
     "centre": SideStyle(CENTRE, "centre (thin, diamond)",  "-",           "D", "solid", "diamond", 0.7),
 }
 
