@@ -114,6 +114,15 @@ def test_alignment_never_looks_at_masked_joints(seed):
     assert abs(float(p_mpjpe(a, b)) - sum(float(r) * w for r, w in zip(loops, weights)) / sum(weights)) < 1e-9
 
 
+@FAST
+@given(seeds, st.sampled_from(["rigid", "similarity"]))
+def test_masked_joints_have_no_pull_on_the_alignment(seed, kind):
+    mask, R = random_mask(5, seed), rotation(seed)
+    _, true = pair(5, seed, mask=mask)
+    turned = Poses(true.joints @ R.T + 0.7, H36M, "m", mask=mask)
+    assert float(p_mpjpe(turned, true, kind)) < 1e-6
+
+
 def test_masked_nan_is_no_number():
     mask = torch.ones(2, 16, dtype=torch.bool)
     mask[0, 5], mask[1] = False, False
@@ -238,6 +247,8 @@ def test_parsing_against_sets(seed, classes):
     assert iou_per_class(confusion) == pytest.approx(want, abs=1e-9) and int(confusion.sum()) == len(cells)
     assert abs(float(miou(given, true, classes)) - sum(want.values()) / len(want)) < 1e-9
     assert abs(float(parsing_scores(confusion)["pixel accuracy"]) - 100 * sum(p == t for p, t in cells) / len(cells)) < 1e-9
+    recalls = [sum(p == t == c for p, t in cells) / sum(t == c for _, t in cells) for c in range(classes) if any(t == c for _, t in cells)]
+    assert abs(float(parsing_scores(confusion)["mean accuracy"]) - 100 * sum(recalls) / len(recalls)) < 1e-9
     halves = confusion_matrix(given[:4], true[:4], classes) + confusion_matrix(given[4:], true[4:], classes)
     assert torch.equal(halves, confusion), "matrices of parts must add up"
 
