@@ -1,0 +1,140 @@
+"""F20, F21, F22: two runs in one folder, notebooks that only look like successes, outputs of older code."""
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+
+import pytest
+
+from hclab.core.io import read_json, write_json
+from hclab.lab.arms import Arm, ExampleConfig, _command, find, folder_name, run_arm, run_arms
+from hclab.lab.notebooks import stale_outputs, write_notebook
+from hclab.lab.runner import NotebookFailed, run_notebook, store_outputs
+
+RUN = "hclab.lab.arms:example_arm"
+
+
+def notebook(folder: Path, *sources: str, parameters: str | None = None, tags: dict | None = None) -> Path:
+    "Write a notebook of code cells; `parameters` becomes a tagged first cell."
+    cells = [{"cell_type": "code", "source": s, "metadata": {"tags": (tags or {}).get(i, [])}, "outputs": [], "execution_count": None, "id": f"cell-{i}"} for i, s in enumerate(sources)]
+    if parameters is not None:
+        cells.insert(0, {"cell_type": "code", "source": parameters, "metadata": {"tags": ["parameters"]}, "outputs": [], "execution_count": None, "id": "parameters"})
+    path = folder/"toy.ipynb"
+    write_notebook({"cells": cells, "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}, "nbformat": 4, "nbformat_minor": 5}, path)
+    return path
+
+
+def failure(path: Path, given: dict | None = None, **limits) -> str:
+    with pytest.raises(NotebookFailed) as e: run_notebook(path, path.parent/"out.ipynb", given, **limits)
+    return str(e.value)
+
+
+@pytest.mark.parametrize("sources, given, expected", [
+    (("seed + 1",), {"sede": 1}, ["toy", "no parameter 'sede'", "did you mean 'seed'"]),
+    (("seed = 5\nseed",), {"seed": 1}, ["cell 1", "assigns the parameter 'seed' again"]),
+    (("for seed in range(3): pass\nseed += 1",), {"seed": 1}, ["cell 1", "'seed' again"]),
+])
+def test_f21_parameters_that_would_not_count(tmp_path, sources, given, expected):
+    message = failure(notebook(tmp_path, *sources, parameters="seed = 0"), given)
+    assert all(part in message for part in expected), message
+
+
+def test_f21_no_parameters_cell(tmp_path):
+    assert "no cell is tagged 'parameters'" in failure(notebook(tmp_path, "1"), {"seed": 1})
+
+
+def test_f21_a_tag_that_hides_errors(tmp_path):
+    message = failure(notebook(tmp_path, "1", "1/0", tags={1: ["raises-exception"]}))
+    assert "cell 1" in message and "raises-exception" in message
+
+
+@pytest.mark.parametrize("source, expected", [
+    ("import sys; sys.exit(0)", "SystemExit"),
+    ("import os; os._exit(0)", "the kernel died"),
+    ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "the kernel died"),
+    ("{}['missing']", "KeyError: 'missing'"),
+])
+def test_f21_a_stop_in_the_middle_names_notebook_and_cell(tmp_path, source, expected):
+    message = failure(notebook(tmp_path, "1 + 1", source, "2 + 2"))
+    assert "toy, cell 1" in message and expected in message
+
+
+def test_f21_an_endless_cell_meets_its_limit(tmp_path):
+    began = time.monotonic()
+    message = failure(notebook(tmp_path, "1", "while True: pass"), cell_timeout=3)
+    assert "toy, cell 1" in message and "limit of 3 s" in message and time.monotonic() - began < 30
+
+
+def test_f21_an_endless_notebook_meets_its_limit(tmp_path):
+    message = failure(notebook(tmp_path, *["import time; time.sleep(2)"]*20), wall=6)
+    assert "limit" in message
+
+
+@pytest.mark.parametrize("source", ["print('x'*100_000_000)", "for i in range(3000): print('x'*50_000)"])
+def test_f21_a_flood_of_output_is_stopped(tmp_path, source):
+    message = failure(notebook(tmp_path, "1", source), max_output=5_000_000, wall=120)
+    assert "toy, cell 1" in message and "printed more than 5 MB" in message
+
+
+def test_f21_on_the_command_line_the_exit_code_is_not_zero(tmp_path):
+    path = notebook(tmp_path, "1", "import sys; sys.exit(0)")
+    env = {**os.environ, "HCLAB_RUNS": str(tmp_path/"runs")}
+    (tmp_path/"nbs").mkdir(); (tmp_path/"settings.ini").write_text("")
+    target = tmp_path/"nbs/toy.ipynb"
+    path.rename(target)
+    done = subprocess.run([str(Path(sys.executable).parent/"hclab"), "run", "toy"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 1 and "toy, cell 1" in done.stderr, done
+
+
+def test_f22_outputs_of_older_code_are_stale(tmp_path):
+    path = notebook(tmp_path, "print(1)")
+    assert stale_outputs(path)
+    run_notebook(path, tmp_path/"out.ipynb")
+    store_outputs(path, tmp_path/"out.ipynb")
+    assert not stale_outputs(path)
+    cells = json.loads(path.read_text())
+    cells["cells"][0]["source"] = "print(2)"
+    write_notebook(cells, path)
+    assert stale_outputs(path)
+    with pytest.raises(ValueError, match="changed while it ran"): store_outputs(path, tmp_path/"out.ipynb")
+
+
+def test_f20_two_runs_in_one_folder(tmp_path):
+    arm = Arm("slow", RUN, ExampleConfig(steps=40, seconds=0.2))
+    first = subprocess.Popen(_command(arm, tmp_path))
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path/folder_name(arm)/"metrics.jsonl").exists() and time.monotonic() < deadline: time.sleep(0.05)
+        with pytest.raises(OSError) as e: run_arm(arm, tmp_path)
+        assert str(first.pid) in str(e.value)
+    finally: first.send_signal(signal.SIGKILL); first.wait()
+    assert find(arm, [tmp_path]).state == "missing"
+    quick = Arm("slow", RUN, ExampleConfig(steps=40, seconds=0.0))
+    assert run_arm(quick, tmp_path)["result"]  # another setting, another folder
+    arm_again = run_arms([quick], root=tmp_path)
+    assert arm_again["slow", 0].state == "done"
+
+
+def test_f20_the_lock_of_a_dead_run_is_taken_over(tmp_path):
+    arm = Arm("killed", RUN, ExampleConfig(steps=40, seconds=0.05))
+    first = subprocess.Popen(_command(arm, tmp_path))
+    deadline = time.monotonic() + 60
+    while not (tmp_path/folder_name(arm)/"metrics.jsonl").exists() and time.monotonic() < deadline: time.sleep(0.05)
+    first.send_signal(signal.SIGKILL); first.wait()
+    assert run_arm(arm, tmp_path)["result"]["error"] > 0
+
+
+def test_a_failed_arm_is_tried_again_and_the_others_are_kept(tmp_path):
+    good, bad = Arm("good", RUN, ExampleConfig(steps=3)), Arm("bad", RUN, ExampleConfig(steps=9, fail_at=2))
+    from hclab.lab.arms import ArmsFailed
+    with pytest.raises(ArmsFailed, match="bad s0: RuntimeError: the example fails at step 2"): run_arms([good, bad], root=tmp_path)
+    assert find(good, [tmp_path]).state == "done" and find(bad, [tmp_path]).state == "failed"
+
+
+def test_a_stale_arm_is_reported_and_renewed_only_by_force(tmp_path, capsys):
+    arm = Arm("a", RUN, ExampleConfig(steps=3))
+    run_arm(arm, tmp_path)
+    path = tmp_path/folder_name(arm)/"result.json"
+    old = read_json(path)
+    write_json(path, {**old, "key": "0"*12, "sources": {**old["sources"], "hclab.core.io": "0"*12}, "result": {"error": -1.0}})
+    assert run_arms([arm], root=tmp_path)["a", 0].row["result"]["error"] == -1.0
+    assert "STALE a s0: changed since: hclab.core.io" in capsys.readouterr().out
+    assert run_arms([arm], root=tmp_path, force=True)["a", 0].row["result"]["error"] > 0
