@@ -144,7 +144,7 @@ def param_table(params) -> str:
     rows = [f"| {_code(p.name)} | {_code(p.annotation)} | {_code(p.default)} | {plain_markdown(p.comment)} |" for p in params]
     return "\n".join(["| parameter | type | default | meaning |", "|---|---|---|---|", *rows])
 
-# %% ../../nbs/80_lab/05_apidoc.ipynb #c57b7391
+# %% ../../nbs/80_lab/05_apidoc.ipynb #c30ccaef
 _DIRECTIVE = {"function": "py:function", "class": "py:class", "data": "py:data", "method": "py:method"}
 
 def definition_id(name:str) -> str:
@@ -159,12 +159,12 @@ def item_markdown(item:Item, module:ModuleDoc, fence:int=5) -> str:
     if item.kind == "method" and item.signature.startswith(":"): lines[0] = lines[0].replace("py:method", "py:property").removesuffix(item.signature)
     if module.notebook and item.kind != "method":
         href = f"../{module.notebook}.html#{definition_id(item.name)}"
-        lines += ["", f'<a class="hclab-source" href="{href}">read it in the chapter</a>']
+        lines += ["", f'<a class="hclab-source" href="{href}">in the chapter</a>']
     lines += ["", plain_markdown(item.doc), "", param_table(item.params), ""]
     return "\n".join([*lines, *(item_markdown(m, module, fence - 1) for m in item.members), "`" * fence, ""])
 
 def module_markdown(module:ModuleDoc) -> str:
     "The reference page of a module."
-    chapter = f"Chapter: [{module.notebook}](../{module.notebook}.ipynb)." if module.notebook else ""
-    head = [f"# {module.name}", "", plain_markdown(module.doc), "", chapter, "", f"```{{py:module}} {module.name}\n```", ""]
+    chapter = f'<p class="hclab-bar">explained in the chapter <a href="../{module.notebook}.html">{module.notebook}</a></p>' if module.notebook else ""
+    head = [f"# {module.name}", "", "> " + plain_markdown(" ".join(module.doc.split())), "", chapter, "", f"```{{py:module}} {module.name}\n```", ""]
     return "\n".join([*head, *(item_markdown(item, module) for item in module.items)])

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['PLOTLY', 'WIDGET', 'SHOWN', 'FORBIDDEN_TAGS', 'FIGURES_JS', 'STYLE_CSS', 'ROOM_TITLES', 'SiteError',
            'markup_problems', 'figure_problems', 'output_problems', 'cell_problems', 'check_outputs', 'figure_html',
-           'app_html', 'mathml', 'setup', 'module_of', 'title_and_promise', 'page_cells', 'Stage', 'relink',
-           'stage_notebook', 'stage_room', 'stage_api', 'ledger_page', 'stage_cards', 'stage_site', 'check_site',
-           'sphinx_settings', 'SiteReport', 'build_site']
+           'app_html', 'mathml', 'setup', 'module_of', 'title_and_promise', 'page_cells', 'Stage', 'map_links',
+           'relink', 'stage_notebook', 'stage_room', 'stage_api', 'ledger_page', 'stage_cards', 'stage_site',
+           'check_site', 'sphinx_settings', 'SiteReport', 'build_site']
 
 # %% ../../nbs/80_lab/06_site.ipynb #1c8cb76b
 import ast, io, json, os, re, shutil, time
@@ -118,7 +118,7 @@ def app_html(notebook_href:str) -> str:
     return (f'<div class="hclab-app">This app is live in the notebook: <a href="{escape(notebook_href)}" download>download it</a>, '
             "or run <code>make lab</code> and open this chapter.</div>")
 
-# %% ../../nbs/80_lab/06_site.ipynb #a94508d6
+# %% ../../nbs/80_lab/06_site.ipynb #63c37e18
 FIGURES_JS = """
 (function () {
   const here = document.currentScript.src.replace(/figures\\.js.*$/, "");
@@ -130,6 +130,10 @@ FIGURES_JS = """
   });
   const draw = (box) => plotly().then((Plotly) => {
     const figure = JSON.parse(box.querySelector("script").textContent);
+    if (box.clientWidth < 600) {  // a legend beside the figure would cover it
+      figure.layout.legend = Object.assign({}, figure.layout.legend, {orientation: "h", x: 0, xanchor: "left", y: 0, yanchor: "top"});
+      if (figure.layout.title) figure.layout.title.font = Object.assign({}, figure.layout.title.font, {size: 12});
+    }
     const config = {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["sendDataToCloud"]};
     return Plotly.newPlot(box, {data: figure.data, layout: figure.layout, frames: figure.frames, config})
       .then(() => box.setAttribute("data-drawn", "yes"));
@@ -143,14 +147,20 @@ FIGURES_JS = """
 })();
 """
 
-# %% ../../nbs/80_lab/06_site.ipynb #736a8c04
+# %% ../../nbs/80_lab/06_site.ipynb #1aa11a2e
 STYLE_CSS = """
 html { --pst-font-size-base: 16px; --pst-font-family-base: system-ui, -apple-system, "Segoe UI", "Noto Sans", "Liberation Sans", sans-serif; --pst-font-family-heading: var(--pst-font-family-base); }
 html[data-theme="light"] { --pst-color-primary: #1f5f8b; --pst-color-link: #1f5f8b; --pst-color-inline-code: #23364a; --pst-color-surface: #f5f7f9; }
 .bd-article h1 { font-weight: 650; letter-spacing: -.01em; margin-bottom: .6rem; }
-.bd-article h2 { margin-top: 2.4rem; padding-bottom: .25rem; border-bottom: 1px solid var(--pst-color-border); }
+header.bd-header { display: none; }
+html { --pst-header-height: 0rem; }
+.bd-main .bd-content .bd-article-container { max-width: 58rem; }
+.bd-article p, .bd-article li { max-width: 46rem; }
+.bd-article h2 { font-size: 1.6rem; font-weight: 600; margin-top: 2.4rem; padding-bottom: .25rem; border-bottom: 1px solid var(--pst-color-border); }
 .bd-article h1 + blockquote { font-size: 1.2rem; line-height: 1.5; border: 0; background: none; padding: 0; margin: 0 0 1.2rem; color: var(--pst-color-text-muted); }
+.bd-article h3 { font-size: 1.25rem; font-weight: 600; }
 .bd-article p, .bd-article li { line-height: 1.65; }
+.bd-article > section > p.hclab-bar { max-width: none; }
 .navbar-brand .logo__title { font-weight: 700; font-size: 1.6rem; letter-spacing: -.02em; }
 .hclab-bar { font-size: .88rem; color: var(--pst-color-text-muted); border-block: 1px solid var(--pst-color-border); padding: .35rem 0; }
 .hclab-app { border-left: 4px solid var(--pst-color-primary); background: var(--pst-color-surface); padding: .7rem 1rem; border-radius: .25rem; }
@@ -159,7 +169,7 @@ html[data-theme="light"] { --pst-color-primary: #1f5f8b; --pst-color-link: #1f5f
 .hclab-anchor { display: block; scroll-margin-top: 5rem; }
 div.cell { margin-block: 1rem; }
 div.cell div.cell_input { border-left: 3px solid var(--pst-color-primary); border-radius: .25rem; }
-div.cell pre, div.highlight pre { font-size: .84rem; line-height: 1.5; }
+div.cell pre, div.highlight pre { font-size: .8rem; line-height: 1.5; }
 div.cell_output { overflow-x: auto; padding-left: 0; }
 div.cell_output .output.text_plain pre, div.cell_output .output.stream pre { background: none; border: 0; box-shadow: none; color: var(--pst-color-text-base); padding: .25rem .75rem; }
 div.cell_output img { max-width: 100%; height: auto; background: #fff; }
@@ -167,6 +177,8 @@ math { font-family: math, "STIX Two Math", "Cambria Math", "Latin Modern Math", 
 div.math { overflow-x: auto; overflow-y: hidden; padding: .4rem 0; text-align: center; }
 dl.py { border-top: 1px solid var(--pst-color-border); padding-top: .9rem; }
 dl.py dl.py { border-top: 0; }
+dl.py > dd { margin-bottom: .8rem; }
+dl.py > dd > p:last-child { margin-bottom: 0; }
 dl.py > dt.sig { overflow-wrap: anywhere; }
 .bd-article table { font-size: .92rem; }
 @media (max-width: 600px) { .bd-article h1 { font-size: 1.9rem; } .bd-article h1 + blockquote { font-size: 1.05rem; } .bd-article table { display: block; overflow-x: auto; } }
@@ -243,7 +255,7 @@ def _page_code(cell:dict, notebook_href:str, strict:bool) -> list[dict]:
     tags = {"metadata": {"tags": ["remove-input"]}} if re.search(r"^#\s*\|\s*echo:\s*false", source, re.M) else {"metadata": {}}
     return ([_markdown_cell(anchors)] if anchors else []) + [{**cell, **tags, "source": shown, "outputs": outputs, "execution_count": None}]
 
-# %% ../../nbs/80_lab/06_site.ipynb #f5580b78
+# %% ../../nbs/80_lab/06_site.ipynb #c28bb93e
 def page_cells(notebook:dict,
                name:str,          # path below nbs, without the ending
                strict:bool=True   # False: leave out what may not be published (True: it was checked before)
@@ -259,9 +271,9 @@ def page_cells(notebook:dict,
         if cell["cell_type"] == "markdown" and bar and name != "index":
             cells.append(_markdown_cell(bar))
             bar = ""
-    return cells
+    return [{key: value for key, value in cell.items() if key != "id"} for cell in cells]  # the cells made here have none
 
-# %% ../../nbs/80_lab/06_site.ipynb #78505269
+# %% ../../nbs/80_lab/06_site.ipynb #21556335
 @dataclass
 class Stage:
     "The folder in which the sources of the site are gathered."
@@ -282,19 +294,29 @@ class Stage:
         self.wanted.add(file)
         return None if file.is_dir() else f"files/{name}"
 
-_LINKS = re.compile(r"(?P<code>```.*?```|`[^`\n]*`)|(?P<head>\]\(<?|<img\b[^>]*?\bsrc=\"|<a\b[^>]*?\bhref=\"(?!\.\./notebooks|\.\./api))(?P<target>[^)\s>\"]+)", re.S)
+_LINKS = re.compile(r"(?P<code>```.*?```|`[^`\n]*`)|(?P<head>\]\(<?|<img\b[^>]*?\bsrc=\"|<a\b[^>]*?\bhref=\")(?P<target>[^)\s>\"]+)", re.S)
+
+def map_links(text:str, # Markdown
+              turn      # (path, what follows it: `#anchor` or nothing) -> the new address, or None to leave it
+             ) -> str:
+    "Markdown with its local links and pictures turned; addresses elsewhere, anchors on the same page and code stay."
+    def replace(match):
+        if match["code"] or re.match(r"[a-z][a-z0-9+.-]*:|#|//", match["target"], re.I): return match[0]
+        path, mark, fragment = match["target"].partition("#")
+        return match["head"] + (turn(unquote(path), mark + fragment) or match["target"])
+    return _LINKS.sub(replace, text)
 
 def relink(text:str, source:Path, staged:str, stage:Stage) -> str:
     "The Markdown `text` of the project's file `source` with its local links turned to where the stage has them."
-    def turn(match):
-        target = match["target"]
-        if match["code"] or not target or re.match(r"[a-z][a-z0-9+.-]*:|#|//", target, re.I): return match[0]
-        path, _, fragment = target.partition("#")
-        place = stage.place(source.parent/unquote(path))
-        if place is None: stage.problems.append(f"{source.relative_to(stage.project)} links to {target}, which does not exist"); return match[0]
-        if (stage.project/"nbs"/place).is_file() and not place.endswith((".ipynb", ".md")): _copy(stage.project/"nbs"/place, stage.folder/place)
-        return match["head"] + os.path.relpath(place, os.path.dirname(staged) or ".") + ("#" + fragment if fragment else "")
-    return _LINKS.sub(lambda m: m[0] if m["code"] else turn(m), text)
+    def turn(path, fragment):
+        place = stage.place(source.parent/path)
+        if place is None:
+            stage.problems.append(f"{source.relative_to(stage.project).as_posix()} links to {path}, which is no file of the project")
+            return None
+        picture = stage.project/"nbs"/place
+        if picture.is_file() and picture.suffix not in (".ipynb", ".md"): _copy(picture, stage.folder/place)
+        return os.path.relpath(place, os.path.dirname(staged) or ".").replace(os.sep, "/") + fragment
+    return map_links(text, turn)
 
 def _copy(source:Path, target:Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -478,7 +500,7 @@ def check_site(folder) -> list[str]:
         problems += [f"{path.relative_to(site)} loads {u} from elsewhere" for u in remote]
     return list(dict.fromkeys(problems))
 
-# %% ../../nbs/80_lab/06_site.ipynb #19a28c05
+# %% ../../nbs/80_lab/06_site.ipynb #ad5033be
 def sphinx_settings(stage:Stage, version:str) -> dict:
     "The settings of Sphinx, myst-nb and the theme: no execution, no CDN, no MathJax, formulas as MathML."
     theme = dict(logo={"text": "hclab"}, use_download_button=False, use_fullscreen_button=False, use_repository_button=False, show_navbar_depth=1,
@@ -489,16 +511,20 @@ def sphinx_settings(stage:Stage, version:str) -> dict:
                 html_static_path=[str(stage.folder/"_static")], html_extra_path=[str(stage.folder/"_extra")], html_css_files=["hclab.css"],
                 html_js_files=["figures.js"], html_copy_source=False, html_show_sourcelink=False, html_show_sphinx=False, html_math_renderer="hclab",
                 nb_execution_mode="off", nb_ipywidgets_js={}, nb_merge_streams=True, myst_enable_extensions=["dollarmath", "amsmath", "html_image"],
-                myst_update_mathjax=False, myst_dmath_allow_space=False, myst_heading_anchors=4, myst_dmath_double_inline=True,
+                myst_update_mathjax=False, myst_dmath_allow_space=False, myst_heading_anchors=4, html_show_search_summary=False, myst_dmath_double_inline=True,
                 add_module_names=False, maximum_signature_line_length=90, toc_object_entries_show_parents="hide",
-                suppress_warnings=["ref.python", "myst.header", "misc.highlighting_failure", "mystnb.unknown_mime_type", "config.cache"])
+                suppress_warnings=["ref.python", "myst.header", "misc.highlighting_failure", "mystnb.unknown_mime_type", "config.cache"])  # the search shows no excerpts because it would have to fetch pages, which a browser forbids for local files
 
 def _render(stage:Stage, out:Path, scratch:Path, version:str) -> list[str]:
     "Run Sphinx over the stage; returns its warnings."
-    try: from sphinx.application import Sphinx; import myst_nb, sphinx_book_theme  # noqa: F401 - an early, clear answer when one is missing
+    try:
+        import math_core, myst_nb, sphinx_book_theme  # noqa: F401 - an early, clear answer when one is missing
+        from sphinx.application import Sphinx
+        from sphinx.util.docutils import docutils_namespace, patch_docutils
     except ImportError as e: raise SiteError(_MISSING.format(e.name)) from e
     warnings = io.StringIO()
-    Sphinx(str(stage.folder), None, str(out), str(scratch), "html", confoverrides=sphinx_settings(stage, version), status=None, warning=warnings).build()
+    with patch_docutils(), docutils_namespace():  # so that a second build in the same process starts afresh
+        Sphinx(str(stage.folder), None, str(out), str(scratch), "html", confoverrides=sphinx_settings(stage, version), status=None, warning=warnings).build()
     for template in (out/"_static").glob("*macros.html"): template.unlink()  # the theme's own templates, no pages
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).replace(str(stage.folder) + "/", "") for line in warnings.getvalue().splitlines()]
     return [line for line in lines if line.strip()]
