@@ -9,10 +9,10 @@ __all__ = ['MIN_PYTHON', 'LIBRARIES', 'FEDORA', 'LINUX_X86', 'LOCKS', 'CPU_INDEX
            'packages_to_install', 'normal_name', 'read_lock', 'TorchPlan', 'torch_plan', 'torch_attempts',
            'version_in_report', 'configured_build', 'pip_environment', 'estimate', 'check_disk', 'venv_python',
            'stamp_path', 'is_ready', 'write_stamp', 'venv_fault', 'pip_works', 'site_packages', 'installed',
-           'forget_half_installed', 'PipStatus', 'Steps', 'advice', 'run_logged', 'write_page_config', 'provide_system',
-           'make_venv', 'install_torch', 'alone', 'set_up', 'install', 'install_packages', 'describe_plan', 'closing',
-           'check_interpreter', 'check_packages', 'check_system', 'writable', 'check_folders', 'check_computing',
-           'default_home', 'doctor', 'venv_folder', 'main', 'show_doctor']
+           'forget_half_installed', 'PipStatus', 'Steps', 'advice', 'run_logged', 'write_page_config', 'run_shown',
+           'provide_system', 'make_venv', 'install_torch', 'alone', 'set_up', 'install', 'install_packages',
+           'describe_plan', 'closing', 'check_interpreter', 'check_packages', 'check_system', 'writable',
+           'check_folders', 'check_computing', 'default_home', 'doctor', 'venv_folder', 'main', 'show_doctor']
 
 # %% ../../nbs/80_lab/00_setup.ipynb #8c901f67
 import contextlib, ctypes, hashlib, importlib, importlib.metadata, importlib.util, json, os, platform, re, shutil, subprocess, sys, tempfile, time
@@ -254,7 +254,7 @@ def forget_half_installed(venv:Path) -> list:
     for entry in half: shutil.rmtree(entry)
     return [entry.name for entry in half]
 
-# %% ../../nbs/80_lab/00_setup.ipynb #b053a3b7
+# %% ../../nbs/80_lab/00_setup.ipynb #272a59bb
 NOISE = ("WARNING: Location", "Requirement already satisfied", "Looking in ", "Progress ", "DEPRECATION", "[notice]", "WARNING: Ignoring invalid distribution")
 
 class PipStatus:
@@ -269,15 +269,16 @@ class PipStatus:
         if got and int(got[2]): self.doing = f"{self.file} {int(got[1])/1e6:.0f} of {int(got[2])/1e6:.0f} MB"
         elif line.startswith(("Collecting ", "Processing ")): self.packages += 1
         elif line.strip().startswith("Downloading "): self.file = self.doing = line.split()[1].split("/")[-1].split("-")[0]
+        elif line.startswith(("Unpacking ", "Setting up ")): self.doing = " ".join(line.split()[:3 if line[0] == "S" else 2]).lower()  # apt's
         elif line.startswith("Installing collected"): self.doing = f"unpacking {line.count(',') + 1} packages"
         return f"{self.packages} found, {self.doing}".strip(", ") if self.packages else self.doing
 
-# %% ../../nbs/80_lab/00_setup.ipynb #3c5c033c
+# %% ../../nbs/80_lab/00_setup.ipynb #91fb6273
 class Steps:
     "Numbered steps with elapsed time, on a terminal or in a log."
     def __init__(self, total:int, out=None, every:float=15):
         self.total, self.number, self.out, self.every = total, 0, out or sys.stdout, every
-        self.live, self.begun, self.shown = self.out.isatty(), time.monotonic(), 0.0
+        self.live, self.begun, self.shown = self.out.isatty(), time.monotonic(), time.monotonic()
 
     def step(self, text:str):
         "Begin the next step."
@@ -287,7 +288,7 @@ class Steps:
     def show(self, text:str):
         "Say what is going on, without flooding a log."
         now = time.monotonic()
-        if now - self.shown < (0.2 if self.live else self.every): return
+        if not text or now - self.shown < (0.2 if self.live else self.every): return
         self.shown, line = now, f"      {now - self.begun:4.0f} s  {text}"
         if self.live: print(f"\r\033[K{line[:shutil.get_terminal_size().columns - 1]}", end="", file=self.out, flush=True)
         else: print(line, file=self.out, flush=True)
@@ -332,8 +333,14 @@ def write_page_config(venv:Path) -> Path:
     path.write_text(json.dumps({**settings, "buildCheck": False, "buildAvailable": False}, indent=1) + "\n", encoding="utf-8")
     return path
 
-# %% ../../nbs/80_lab/00_setup.ipynb #ff0c0525
-def provide_system(machine:Machine, group:str, run=run_logged, say=print) -> Machine:
+# %% ../../nbs/80_lab/00_setup.ipynb #0d587059
+def run_shown(command:list):
+    "Run a command of apt with its status shown."
+    steps = Steps(0)
+    run_logged(command, steps.show)
+    steps.done(" ".join(command[:2]) + " done")
+
+def provide_system(machine:Machine, group:str, run=run_shown, say=print) -> Machine:
     "Install missing system packages where that is allowed. Chromium, for `dev`, is wanted but never a reason to stop."
     check_python(machine)
     needed = packages_to_install(machine)
