@@ -124,13 +124,14 @@ def check_interval_rows(rows) -> list[dict]:
     if len(units := sorted({row["unit"] for row in rows})) > 1: raise ValueError(f"rows in different units ({', '.join(u or 'none' for u in units)}) share no axis; draw one figure a unit")
     return rows
 
-# %% ../../nbs/10_viz/03_curves.ipynb #f28e2bee
+# %% ../../nbs/10_viz/03_curves.ipynb #f4cff89d
 def _interval_text(mean, low, high) -> str:
     "The three numbers with the same decimals, two digits of the largest, and a minus as wide as a plus."
     largest = max(abs(mean), abs(low), abs(high))
     decimals = max(0, 1 - math.floor(math.log10(largest))) if largest else 0
     return f"{mean:+.{decimals}f} [{low:+.{decimals}f}, {high:+.{decimals}f}]".replace("-", "\u2212")
 
+# %% ../../nbs/10_viz/03_curves.ipynb #51ada0bc
 def _draw_interval(ax, row, y):
     "One row: interval, marker, and its numbers and verdict at the right edge. A row without finite numbers is only words."
     colour, marker, filled = VERDICTS.get(row["verdict"], (INK, "o", True))

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..core.io import atomic_write
 from .skeleton2d import image_array
 
-# %% ../../nbs/10_viz/05_sheets.ipynb #6d3bce6f
+# %% ../../nbs/10_viz/05_sheets.ipynb #8a69786e
 def _check_sheet(items, titles, columns, projection):
     "Lists of equal length for cells, titles and projections. Raises `ValueError` where the counts do not fit."
     items = list(items)
@@ -24,6 +24,7 @@ def _check_sheet(items, titles, columns, projection):
     if len(projection) != len(items): raise ValueError(f"{len(projection)} projections for {len(items)} pictures; give one a picture, or one for all")
     return [item if callable(item) else _picture(number, item) for number, item in enumerate(items, 1)], titles, projection
 
+# %% ../../nbs/10_viz/05_sheets.ipynb #773653af
 def _picture(number, image):
     "`image_array`, whose error also says which cell of the sheet it was."
     try: return image_array(image)
@@ -53,7 +54,7 @@ def contact_sheet(draw,                    # images (see `image_array`), or func
     if title: fig.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
     return fig
 
-# %% ../../nbs/10_viz/05_sheets.ipynb #b927c1fc
+# %% ../../nbs/10_viz/05_sheets.ipynb #02c0b378
 SUFFIXES = {"matplotlib": (".png", ".svg", ".pdf"), "plotly": (".html", ".json")}
 PLOTLY_JS = ("beside", "inside")
 
@@ -65,6 +66,7 @@ def _kind(fig, path:Path) -> str:
     hint = "; a plotly picture needs a browser, so open the .html and take it there" if kind == "plotly" and path.suffix.lower() == ".png" else ""
     raise ValueError(f"cannot write a {kind} figure as {path.suffix or 'a file without suffix'!r}; use {', '.join(SUFFIXES[kind])}{hint}")
 
+# %% ../../nbs/10_viz/05_sheets.ipynb #9305c66a
 def _matplotlib_bytes(fig, suffix, dpi) -> bytes:
     "The file as bytes, without a date, so that the same picture gives the same file."
     buffer = io.BytesIO()
@@ -72,7 +74,7 @@ def _matplotlib_bytes(fig, suffix, dpi) -> bytes:
     fig.savefig(buffer, format=suffix[1:], dpi=dpi, metadata=metadata, bbox_inches="tight")
     return buffer.getvalue()
 
-# %% ../../nbs/10_viz/05_sheets.ipynb #21756234
+# %% ../../nbs/10_viz/05_sheets.ipynb #4f08ea7c
 def _plotly_page(fig, path:Path, plotly_js:str) -> bytes:
     "A standalone page; `beside` puts the library next to it, where it is not there yet in this version."
     from plotly.offline import get_plotlyjs
@@ -82,6 +84,7 @@ def _plotly_page(fig, path:Path, plotly_js:str) -> bytes:
     return fig.to_html(include_plotlyjs="directory" if plotly_js == "beside" else True, include_mathjax=False, auto_play=False,
                        config=dict(responsive=True, displaylogo=False), div_id="hclab-figure").encode()
 
+# %% ../../nbs/10_viz/05_sheets.ipynb #edf54897
 def save_figure(fig,                       # matplotlib Figure or Axes, or plotly Figure
                 path,                      # .png .svg .pdf, or .html .json; missing folders are made
                 dpi:int=180,               # of a .png

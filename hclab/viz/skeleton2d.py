@@ -12,13 +12,14 @@ import numpy as np
 from ..core.skeleton import SKELETONS, Skeleton, SkeletonError, skeleton as find_skeleton
 from .style import INK, NEUTRAL, SIDES, to_numpy
 
-# %% ../../nbs/10_viz/01_skeleton2d.ipynb #18805210
+# %% ../../nbs/10_viz/01_skeleton2d.ipynb #fb684e5c
 def as_skeleton(skeleton:Skeleton|str) -> Skeleton:
     "The layout itself, or the one of that name. Raises `SkeletonError` for anything else."
     if isinstance(skeleton, str): return find_skeleton(skeleton)
     if isinstance(skeleton, Skeleton): return skeleton
     raise SkeletonError(f"expected a Skeleton or a name like 'H36M17', got {type(skeleton).__name__}; the second argument says what the joints are")
 
+# %% ../../nbs/10_viz/01_skeleton2d.ipynb #8fb7b79c
 def check_joints(joints,             # (J,D), or with leading axes
                  skeleton:Skeleton,  # the layout that they claim to have
                  dims:int,           # D: 2 pixels or 3 metres
@@ -59,7 +60,7 @@ def drawn_edges(skeleton:Skeleton) -> list[tuple[int, int, str, str]]:
     sides = [skeleton.sides[a] if skeleton.sides[a] == skeleton.sides[b] else "centre" for a, b in skeleton.loops]
     return bones + [(a, b, side, SIDES[side].colour) for (a, b), side in zip(skeleton.loops, sides)]
 
-# %% ../../nbs/10_viz/01_skeleton2d.ipynb #dd320841
+# %% ../../nbs/10_viz/01_skeleton2d.ipynb #93e21896
 def _draw_bones(ax, joints, seen, skeleton, colour, alpha, width):
     "The lines of one person; each artist carries the gid 'bone'."
     from matplotlib.patheffects import Normal, Stroke
@@ -69,6 +70,7 @@ def _draw_bones(ax, joints, seen, skeleton, colour, alpha, width):
                         alpha=alpha*(1.0 if min(seen[a], seen[b]) == 2 else 0.5), solid_capstyle="round", zorder=3, gid="bone")
         if SIDES[side].line == "-": line.set_path_effects([Stroke(linewidth=width*SIDES[side].width + 1.4, foreground="white"), Normal()])
 
+# %% ../../nbs/10_viz/01_skeleton2d.ipynb #b5412d1e
 def _draw_joints(ax, joints, seen, skeleton, colour, alpha, size):
     "The markers of one person, filled where visible and hollow where occluded; one artist a side and state."
     sides = np.array(skeleton.sides)
@@ -81,7 +83,7 @@ def _draw_joints(ax, joints, seen, skeleton, colour, alpha, size):
                     markerfacecolor=own if state == 2 else "white", markeredgecolor="white" if state == 2 else own,
                     markeredgewidth=0.7 if state == 2 else 1.3, zorder=4, gid="visible" if state == 2 else "occluded")
 
-# %% ../../nbs/10_viz/01_skeleton2d.ipynb #fad32856
+# %% ../../nbs/10_viz/01_skeleton2d.ipynb #19e15c94
 def image_array(image) -> np.ndarray:
     "An image as (H,W) or (H,W,3|4) for matplotlib: float in [0,1] or bytes, channels first or last. Raises `ValueError` for another shape or range."
     array = to_numpy(image)
@@ -93,6 +95,7 @@ def image_array(image) -> np.ndarray:
         raise ValueError(f"a colour image of floats lies in [0, 1], this one in [{np.nanmin(array):.2f}, {np.nanmax(array):.2f}]; undo its normalisation or divide by 255")
     return array
 
+# %% ../../nbs/10_viz/01_skeleton2d.ipynb #b228d7b1
 def _picture_size(image, image_size):
     "(H, W) or None. Raises `ValueError` where image and size disagree."
     if image_size is None or isinstance(image_size, str): return None if image is None else image.shape[:2]
@@ -122,13 +125,14 @@ def pixel_axes(ax=None,          # an Axes to draw on; None makes one
     ax.grid(False)
     return ax
 
-# %% ../../nbs/10_viz/01_skeleton2d.ipynb #391887e7
+# %% ../../nbs/10_viz/01_skeleton2d.ipynb #06d29c22
 def _spread(wanted, gap):
     "The positions nearest to `wanted` (sorted) that lie at least `gap` apart and keep their mean."
     placed = np.array(wanted, dtype=float)
     for i in range(1, len(placed)): placed[i] = max(placed[i], placed[i - 1] + gap)
     return placed - (placed.mean() - np.mean(wanted))
 
+# %% ../../nbs/10_viz/01_skeleton2d.ipynb #b2ab50ee
 def _annotate(ax, joints, seen, names):
     "Joint names in two columns beside the body, each with a thin line to its joint."
     known = np.flatnonzero(seen)
@@ -142,6 +146,7 @@ def _annotate(ax, joints, seen, names):
             ax.annotate(names[joint], joints[joint], xytext=(x, y), ha=ha, va="center", fontsize=8, color=INK, zorder=5, annotation_clip=False,
                         arrowprops=dict(arrowstyle="-", color=NEUTRAL, linewidth=0.6, shrinkA=1, shrinkB=3))
 
+# %% ../../nbs/10_viz/01_skeleton2d.ipynb #bee0874d
 def legend_handles(colour=None,       # one colour for all sides, or None
                    occluded:bool=True # also explain hollow markers
                   ) -> list:

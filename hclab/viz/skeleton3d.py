@@ -26,7 +26,7 @@ def to_plot_axes(joints:np.ndarray, up:str) -> np.ndarray:
     if up not in UP: raise ValueError(f"up={up!r}; say which axis points up: 'z' (world), '-y' (camera, OpenCV) or 'y'")
     return joints @ np.array(UP[up][0], dtype=float).T
 
-# %% ../../nbs/10_viz/02_skeleton3d.ipynb #2a0c89b2
+# %% ../../nbs/10_viz/02_skeleton3d.ipynb #507bf0f6
 def cube(points:np.ndarray, # (..., 3)
          margin:float=0.1,  # metres around
         ) -> np.ndarray:
@@ -40,6 +40,7 @@ def cube(points:np.ndarray, # (..., 3)
     limits[2, 0] = low[2]      # the floor is the lowest joint
     return limits
 
+# %% ../../nbs/10_viz/02_skeleton3d.ipynb #cb56c5c1
 def grid_step(limits:np.ndarray) -> float:
     "Metres between the lines of the floor, which are also the ticks: a half, or more in large scenes."
     return 0.5*max(1, math.ceil(float((limits[:, 1] - limits[:, 0]).max())/4))
@@ -52,7 +53,7 @@ def floor_lines(limits:np.ndarray, # (3, 2)
     (x0, x1), (y0, y1), z = limits[0], limits[1], limits[2, 0]
     return [np.array([[x, y0, z], [x, y1, z]]) for x in ticks[0]] + [np.array([[x0, y, z], [x1, y, z]]) for y in ticks[1]]
 
-# %% ../../nbs/10_viz/02_skeleton3d.ipynb #c6b2c66c
+# %% ../../nbs/10_viz/02_skeleton3d.ipynb #b768e5cb
 def _axes3d(ax, limits, names):
     "Dress a 3D axes: limits, equal aspect, few ticks, no boxes behind the person, a grid on the floor."
     from matplotlib.ticker import MultipleLocator
@@ -66,6 +67,7 @@ def _axes3d(ax, limits, names):
         axis.set_tick_params(labelsize=8)
     for segment in floor_lines(limits): ax.plot(*segment.T, color=PALE, linewidth=0.8, zorder=0, gid="floor")
 
+# %% ../../nbs/10_viz/02_skeleton3d.ipynb #f45196b8
 def _draw3d(ax, joints, skeleton, colour, alpha, width):
     "Bones and joints of one person; a joint that is not finite takes its bones with it."
     known, sides = np.isfinite(joints).all(-1), np.array(skeleton.sides)
@@ -113,7 +115,7 @@ def plot_skeleton3d(joints3d,                    # (J,3) or (N,J,3) metres; NaN 
     if legend: ax.legend(handles=legend_handles(colour, occluded=False), loc="upper left", bbox_to_anchor=(0.98, 0.9))
     return ax
 
-# %% ../../nbs/10_viz/02_skeleton3d.ipynb #f6d90777
+# %% ../../nbs/10_viz/02_skeleton3d.ipynb #762015a3
 def chains(skeleton:Skeleton, side:str) -> list[list[int]]:
     "The bones of one side as few polylines: lists of joint indices. Each line of the layout is in exactly one of them."
     lines:list[list[int]] = []
@@ -124,6 +126,7 @@ def chains(skeleton:Skeleton, side:str) -> list[list[int]]:
         else: lines.append([a, b])
     return lines
 
+# %% ../../nbs/10_viz/02_skeleton3d.ipynb #ebafe7a4
 def chain_colours(skeleton:Skeleton, side:str) -> str|list[str]:
     "One colour for the side, or one a point (pen lifts included) where the layout gives its bones several."
     own = {(a, b): colour for a, b, s, colour in drawn_edges(skeleton) if s == side}
@@ -166,7 +169,7 @@ def _pose_traces(name, joints, skeleton, look):
             hovertemplate="%{text}<br>%{x:.3f}, %{y:.3f}, %{z:.3f} m<extra>" + (name or side) + "</extra>"))
     return traces
 
-# %% ../../nbs/10_viz/02_skeleton3d.ipynb #b1116248
+# %% ../../nbs/10_viz/02_skeleton3d.ipynb #035642d2
 def _named(joints, skeleton, leading=""):
     "A dict name -> checked array; a bare array is the pose without a name. Raises for more poses than can be told apart."
     poses = joints if isinstance(joints, dict) else {"": joints}
@@ -178,6 +181,7 @@ def _named(joints, skeleton, leading=""):
         if out[str(name)].ndim != 2 + len(leading): raise SkeletonError(f"{name or 'joints3d'} has shape {out[str(name)].shape}; one pose is (J,3), a motion (T,J,3) belongs in skeleton_player")
     return out
 
+# %% ../../nbs/10_viz/02_skeleton3d.ipynb #db51961d
 def _scene(limits, names, up):
     "The 3D scene: equal aspect in metres, few ticks, a camera a little above eye height."
     spread = limits[:, 1] - limits[:, 0]
@@ -227,7 +231,7 @@ def _controls(frames, seconds, duration):
                 sliders=[dict(steps=steps, x=0.26, len=0.72, y=-0.02, yanchor="top", currentvalue=dict(suffix=" s", prefix="time ", xanchor="left"),
                               ticklen=3, minorticklen=0, font=dict(size=10), transition=dict(duration=0))])
 
-# %% ../../nbs/10_viz/02_skeleton3d.ipynb #dce86314
+# %% ../../nbs/10_viz/02_skeleton3d.ipynb #2680ac6c
 def _trail_traces(motion, joints, skeleton, stride):
     "Dotted paths of the named joints of a motion (T,J,3) in plot axes."
     import plotly.graph_objects as go
@@ -239,11 +243,12 @@ def _trail_traces(motion, joints, skeleton, stride):
                                    line=dict(color=mix(SIDES[skeleton.sides[j]].colour, share=0.3), width=2, dash="dot")))
     return traces
 
+# %% ../../nbs/10_viz/02_skeleton3d.ipynb #fb97c5ab
 def _follow(motion, root):
     "The motion with its root above the origin in every frame; its height stays."
     return motion - motion[:, root:root + 1]*np.array([1.0, 1.0, 0.0])
 
-# %% ../../nbs/10_viz/02_skeleton3d.ipynb #22280115
+# %% ../../nbs/10_viz/02_skeleton3d.ipynb #1a599e23
 def skeleton_player(motions,                 # (T,J,3) metres, or a dict name -> (T,J,3) of equal T
                     skeleton:Skeleton|str,   # the layout, or its name
                     fps:float,               # frames a second of the motion
@@ -271,6 +276,7 @@ def skeleton_player(motions,                 # (T,J,3) metres, or a dict name ->
     return go.Figure(moving + still, frames=frames, layout=dict(template=plotly_template(), scene=_scene(limits, UP[up][1], up), height=height,
         title=dict(text=words, x=0.02, font=dict(size=14)), legend=LEGEND, margin=dict(l=0, r=0, t=40, b=90), **_controls([f.name for f in frames], [f/fps for f in shown], round(1000*stride/fps))))
 
+# %% ../../nbs/10_viz/02_skeleton3d.ipynb #89ff6f1e
 def _check_clip(named, fps, stride):
     "The common length of the motions. Raises `ValueError` for unequal lengths, an empty clip, a frame rate or a stride that makes no sense."
     lengths = {name or "motion": len(m) for name, m in named.items()}

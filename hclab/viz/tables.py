@@ -91,7 +91,7 @@ def show_table(rows,                    # dicts; a key that a row lacks is shown
     right = tuple(any(v is not None for v in values[key]) and all(v is None or _is_number(v) for v in values[key]) for key in names)
     return Table(rows, tuple(map(str, names.values())), tuple(zip(*texts)) if names else (), right, caption)
 
-# %% ../../nbs/10_viz/04_tables.ipynb #594110d6
+# %% ../../nbs/10_viz/04_tables.ipynb #e00c4d37
 def _shape_text(output) -> str:
     "The shapes in a module's output: tensors, and tuples, lists and dicts of them."
     if hasattr(output, "shape"): return "\u00d7".join(map(str, output.shape)) or "scalar"
@@ -99,12 +99,14 @@ def _shape_text(output) -> str:
     if isinstance(output, (tuple, list)): return "(" + ", ".join(map(_shape_text, output)) + ")"
     return type(output).__name__
 
+# %% ../../nbs/10_viz/04_tables.ipynb #405bdc62
 def _own_parameters(modules, counted:set) -> int:
     "Parameters that lie directly in these modules and were not counted before."
     fresh = {id(p): p for module in modules for p in module.parameters(recurse=False) if id(p) not in counted}
     counted |= set(fresh)
     return sum(p.numel() for p in fresh.values())
 
+# %% ../../nbs/10_viz/04_tables.ipynb #74c994e2
 def _run_once(model, inputs, seen):
     "Run the model in evaluation mode while hooks note in `seen` what each module gave out."
     import torch
