@@ -261,7 +261,7 @@ def standing(performer:Performer, t:np.ndarray, rng:np.random.Generator,
     arms = np.array([2.0, 9, -25, p.elbow]) + wobble(rng, t, 8).reshape(T, 2, 4) * n * (2, 1, 3, 2)
     return Pose(np.stack([x, y, z], -1), ankles, turns[:, :3], turns[:, 3:6], turns[:, 6:], arms, p.toe_out)
 
-# %% ../../nbs/20_data/00_motion.ipynb #5befcc7c
+# %% ../../nbs/20_data/00_motion.ipynb #966ba634
 def smooth(x:np.ndarray) -> np.ndarray:
     "0 below 0, 1 above 1, and in between the path of least jerk (Flash and Hogan 1985)."
     x = np.clip(x, 0, 1)
@@ -275,7 +275,7 @@ def squatting(performer:Performer, t:np.ndarray, rng:np.random.Generator) -> Pos
     depth_of = rng.uniform(.88, 1.0, int(rep[-1]) + 1)
     u, n = rep % 1, rep.astype(int)
     down = (smooth((u - .06) / .36) - smooth((u - .50) / .36)) * depth_of[n]
-    deepest = np.clip(102 * p.amplitude, 70, 125)
+    deepest = np.clip(112 * p.amplitude, 88, 128)
     pose = standing(p, t, rng, bend=8 + (deepest - 8) * down, back=.13 * p.stature * down, width=.34 * p.stature * .5)
     pose.pelvis_turn[:, 2] += 28 * down
     pose.trunk_turn[:, 2] += 12 * down
