@@ -89,6 +89,8 @@ HOSTILE = {
     "map": shows(site.PLOTLY, {"data": [{"type": "choropleth"}], "layout": {"geo": {}}} | {"data": [{"type": "scattergeo"}]}),
     "remote picture": shows(site.PLOTLY, {"data": [], "layout": {"images": [{"source": "https://example.org/x.png"}]}}),
     "plotly link": shows(site.PLOTLY, {"data": [], "layout": {"annotations": [{"text": "<a href='javascript:alert(1)'>x</a>"}]}}),
+    "latex": shows("text/latex", "$x$ <img src=x onerror=alert(1)>"), "markdown script": shows("text/markdown", "$`$ <script>alert(1)</script> $`$"),
+    "markdown directive": shows("text/markdown", "```{raw} html\n<script>alert(1)</script>\n```"),
     "trusted output": {"output_type": "display_data", "metadata": {"trusted": True}, "data": {"text/plain": "x"}}}
 
 
@@ -101,6 +103,7 @@ def test_hostile_output_is_found_with_its_cell(tmp_path, output):
 
 @pytest.mark.parametrize("bad", [
     notebook(md("# T <script>alert(1)</script>")), notebook(md("# T\n[x](javascript:alert(1))")), notebook(md("# T\n<a href='x' onmouseover=y()>")),
+    notebook(md("<div>\n```\n<script>alert(1)</script>\n```\n</div>")), notebook(md("# T\n````{include} /etc/passwd\n````")), notebook(md("[x]\n\n[x]: javascript:alert(1)")),
     notebook({"cell_type": "raw", "metadata": {}, "source": "<script>"}), notebook({**code("x"), "metadata": {"trusted": True}}), notebook(md("# T"), trusted=True)])
 def test_hostile_cell_is_found(tmp_path, bad):
     write(tmp_path / "bad.ipynb", bad)
@@ -143,6 +146,7 @@ def test_build_that_is_not_strict_leaves_hostile_parts_out(tmp_path):
     ({"nbs/00_core/01_x.ipynb": notebook(md("# X\n[up](../../../outside.txt)"))}, "no file of the project"),
     ({"nbs/00_core/01_x.ipynb": notebook(md("# X\n$\\frc{1}{2}$"))}, "frc"),
     ({"nbs/00_core/01_x.ipynb": notebook(md("# X\n![p](https://example.org/x.png)"))}, "example.org/x.png from elsewhere"),
+    ({"data_cards/bad.md": "# Card\n\n<script>alert(1)</script>\n"}, "data_cards/bad.md refused: a <script> element"),
     ({"data_cards/bad.md": "# Card\n\n[gone](nothing.md)\n"}, "data_cards/bad.md links to nothing.md")])
 def test_build_refuses_and_says_why(tmp_path, files, says):
     with pytest.raises(site.SiteError) as error:
@@ -173,10 +177,10 @@ def test_checker_sees_what_was_broken(built, tmp_path):
     shutil.copytree(built[0], tmp_path / "site")
     page = tmp_path / "site/00_core/00_tiny.html"
     page.write_text(page.read_text() + "<script src='https://example.org/x.js'></script><a href='gone.html'>x</a><a href='../index.html#gone'>x</a>"
-                    "<div style='background: url(//example.org/x.png)'></div>")
+                    "<div style='background: url(//example.org/x.png)' onclick='y()'></div><script>alert(1)</script>")
     (tmp_path / "site/_static/hclab.css").write_text("@import url('https://example.org/font.css');")
     found = "\n".join(site.check_site(tmp_path / "site"))
-    for part in ("https://example.org/x.js from elsewhere", "gone.html, which does not exist", "#gone, whose anchor", "//example.org/x.png from", "font.css from elsewhere"):
+    for part in ("https://example.org/x.js from elsewhere", "gone.html, which does not exist", "#gone, whose anchor", "//example.org/x.png from", "font.css from elsewhere", "would run 'alert(1)'", "would run 'onclick=y()'"):
         assert part in found
 
 

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PLOTLY', 'WIDGET', 'SHOWN', 'FORBIDDEN_TAGS', 'FIGURES_JS', 'STYLE_CSS', 'ROOM_TITLES', 'SiteError',
-           'markup_problems', 'figure_problems', 'output_problems', 'cell_problems', 'check_outputs', 'figure_html',
-           'app_html', 'mathml', 'setup', 'module_of', 'title_and_promise', 'page_cells', 'Stage', 'map_links',
-           'relink', 'stage_notebook', 'stage_room', 'stage_api', 'ledger_page', 'stage_cards', 'stage_site',
-           'check_site', 'sphinx_settings', 'SiteReport', 'build_site']
+           'markup_problems', 'markdown_problems', 'figure_problems', 'output_problems', 'cell_problems',
+           'check_outputs', 'figure_html', 'app_html', 'mathml', 'setup', 'module_of', 'title_and_promise',
+           'page_cells', 'Stage', 'map_links', 'relink', 'stage_notebook', 'stage_room', 'stage_api', 'ledger_page',
+           'stage_cards', 'stage_site', 'check_site', 'sphinx_settings', 'SiteReport', 'build_site']
 
 # %% ../../nbs/80_lab/06_site.ipynb #1c8cb76b
 import ast, io, json, os, re, shutil, time
@@ -59,7 +59,24 @@ def markup_problems(text:str) -> list[str]:
     raw = [f"markup like {m.group(0)[:24]!r}" for m in _RAW.finditer(text)] if not parser.problems else []
     return list(dict.fromkeys(parser.problems + raw))
 
-# %% ../../nbs/80_lab/06_site.ipynb #e65fa74e
+# %% ../../nbs/80_lab/06_site.ipynb #1095ff98
+def _markdown_tokens(text:str):
+    "All tokens of a Markdown text, those inside of lines too."
+    from markdown_it import MarkdownIt
+    for token in MarkdownIt("commonmark").enable("table").parse(text): yield from (token, *(token.children or ()))
+
+def markdown_problems(text:str) -> list[str]:
+    "What makes a Markdown text unfit for publication: markup that `markup_problems` refuses, links that run code, Sphinx's directives."
+    problems = []
+    for variant in (text, re.sub(r"\$\$.*?\$\$|\$[^$\n]+\$", " ", text, flags=re.S)):
+        for token in _markdown_tokens(variant):
+            if token.type in ("html_block", "html_inline"): problems += markup_problems(token.content)
+            if token.type == "fence" and token.info.strip().startswith("{"): problems.append(f"a directive of Sphinx ({token.info.strip()[:20]})")
+        prose = re.sub(r"`[^`\n]*`", "", variant)
+        if re.search(r"(\]\(\s*<?|\]:\s*<?|<)\s*(javascript|vbscript)\s*:", prose, re.I): problems.append("a link that runs code")
+    return list(dict.fromkeys(problems))
+
+# %% ../../nbs/80_lab/06_site.ipynb #9c853669
 _MAPS = {"geo", "map", "mapbox", "topojson"}
 
 def _texts(value):
@@ -81,19 +98,17 @@ def output_problems(output:dict) -> list[str]:
     "What makes one stored output unfit for publication."
     data, join = output.get("data") or {}, lambda v: v if isinstance(v, str) else "".join(v)
     problems = [f"an output of type {mime}, which is not one that pages show" for mime in data if mime not in SHOWN]
-    for mime in ("text/html", "text/markdown", "image/svg+xml"):
-        if mime in data: problems += [f"{p} in {mime}" for p in markup_problems(join(data[mime]))]
+    gates = {"text/html": markup_problems, "image/svg+xml": markup_problems, "text/markdown": markdown_problems, "text/latex": markdown_problems}
+    problems += [f"{p} in {mime}" for mime, gate in gates.items() if mime in data for p in gate(join(data[mime]))]
     if PLOTLY in data: problems += figure_problems(data[PLOTLY])
     return problems + (["'trusted' metadata on an output"] if "trusted" in (output.get("metadata") or {}) else [])
 
-# %% ../../nbs/80_lab/06_site.ipynb #4f61d90b
+# %% ../../nbs/80_lab/06_site.ipynb #2b231a7c
 def cell_problems(cell:dict) -> list[str]:
     "What makes a cell unfit for publication: its outputs, its Markdown, its metadata."
     problems = [p for output in cell.get("outputs") or [] for p in output_problems(output)]
     if cell.get("cell_type") == "markdown":
-        prose = re.sub(r"```.*?```|`[^`\n]*`", "", cell_text(cell), flags=re.S)  # shown as text, never as markup
-        problems += [f"{p} in the text" for p in markup_problems(prose)]
-        if re.search(r"\]\(\s*<?\s*(javascript|vbscript)\s*:", prose, re.I): problems.append("a link that runs code")
+        problems += [f"{p} in the text" for p in markdown_problems(cell_text(cell))]
     if cell.get("cell_type") == "raw": problems.append("a raw cell, which would reach the page unread")
     return problems + (["'trusted' metadata"] if "trusted" in (cell.get("metadata") or {}) else [])
 
@@ -389,7 +404,7 @@ def stage_api(stage:Stage) -> str | None:
     _write(stage.folder/"api/index.md", "\n".join(["# API", "> Every public name, with its parameters.", "", "| module | what for |", "|---|---|", *rows, "", _toctree(entries)]))
     return "api/index"
 
-# %% ../../nbs/80_lab/06_site.ipynb #bac63024
+# %% ../../nbs/80_lab/06_site.ipynb #7e318fec
 def ledger_page(project:Path) -> str:
     "The ledger as Markdown, from `hclab.lab.report.ledger_markdown(project_root)`; a line that says so where there is none yet."
     try: from hclab.lab.report import ledger_markdown
@@ -408,6 +423,7 @@ def stage_cards(stage:Stage) -> str | None:
     rows = []
     for path in cards:
         text = path.read_text(encoding="utf-8")
+        stage.problems += [f"data_cards/{path.name} refused: {p}" for p in markdown_problems(text)]
         _write(stage.folder/"data_cards"/path.name, relink(text, path, f"data_cards/{path.name}", stage))
         rows.append(f"- [{_markdown_title(text, path.stem)}]({path.name})")
     _write(stage.folder/"data_cards/index.md", "\n".join(["# Data cards", "> One card for each data set, real or drawn.", "", *rows, "", _toctree([c.stem for c in cards])]))
@@ -438,20 +454,21 @@ def stage_site(project_root, folder, strict:bool=True) -> Stage:
     _write(stage.folder/"_static/hclab.css", STYLE_CSS)
     return stage
 
-# %% ../../nbs/80_lab/06_site.ipynb #f1dc5518
+# %% ../../nbs/80_lab/06_site.ipynb #d7892605
 _LOADS = {"script": ("src",), "img": ("src", "srcset"), "iframe": ("src",), "source": ("src", "srcset"), "video": ("src", "poster"), "audio": ("src",),
           "object": ("data",), "embed": ("src",), "image": ("href", "xlink:href"), "input": ("src",), "track": ("src",)}
 _HARMLESS_RELS = {"canonical", "author", "license", "index", "search", "next", "prev", "genindex"}  # named, never loaded
 
 class _Page(HTMLParser):
-    "Anchors, links and loaded resources of a page."
+    "Anchors, links, loaded resources and scripts of a page."
     def __init__(self):
         super().__init__()
-        self.ids, self.links, self.loads, self._style = set(), [], [], False
+        self.ids, self.links, self.loads, self.scripts, self.live, self._inside = set(), [], [], [], [], ""
 
     def handle_starttag(self, tag, attrs):
         given = {name: value or "" for name, value in attrs}
-        self._style = tag == "style"
+        self._inside = "" if given.get("type") == "application/json" else tag
+        self.live += [f"{k}={v[:30]}" for k, v in given.items() if k.startswith("on") or _LIVE_URL.match(v.strip()) and tag not in ("img", "image")]
         self.ids |= {given[k] for k in ("id", "name") if given.get(k)}
         if tag == "a" and "href" in given: self.links.append(given["href"])
         if tag == "link" and not set(given.get("rel", "").lower().split()) <= _HARMLESS_RELS: self.loads.append(given.get("href", ""))
@@ -461,15 +478,16 @@ class _Page(HTMLParser):
     handle_startendtag = handle_starttag
 
     def handle_data(self, data):
-        if self._style: self.loads += _css_urls(data)
+        if self._inside == "style": self.loads += _css_urls(data)
+        if self._inside == "script": self.scripts.append(re.sub(r"pagename = '[^']*'", "pagename", data).strip())
 
-    def handle_endtag(self, tag): self._style = False
+    def handle_endtag(self, tag): self._inside = ""
 
 def _css_urls(text:str) -> list[str]:
     "Addresses that a piece of CSS loads."
     return re.findall(r"""url\(\s*["']?([^"')]+)""", text) + re.findall(r"""@import\s+["']([^"']+)""", text)
 
-# %% ../../nbs/80_lab/06_site.ipynb #32c9370a
+# %% ../../nbs/80_lab/06_site.ipynb #b5bb5310
 def _read_page(path:Path) -> _Page:
     page = _Page()
     page.feed(path.read_text(encoding="utf-8", errors="replace"))
@@ -483,11 +501,13 @@ def _target(site:Path, page:Path, url:str) -> tuple[Path, str]:
     return (path/"index.html" if path.is_dir() else path), unquote(parts.fragment)
 
 def check_site(folder) -> list[str]:
-    "What is wrong with a folder of pages: resources from elsewhere, dead links, dead anchors; an empty list is good."
+    "What is wrong with a folder of pages: resources from elsewhere, dead links, dead anchors, scripts that are not the theme's; an empty list is good."
     site, problems = Path(folder).resolve(), []
     pages = {path: _read_page(path) for path in sorted(site.rglob("*.html"))}
+    themes_own = {text for name in ("genindex.html", "search.html") if site/name in pages for text in pages[site/name].scripts}  # these two hold nothing of ours
     for path, page in pages.items():
         name = path.relative_to(site)
+        problems += [f"{name} would run {text[:40]!r}" for text in page.live + [t for t in page.scripts if t not in themes_own]]
         for url in page.loads + page.links:
             outside, loaded = bool(re.match(r"[a-z][a-z0-9+.-]*:|//", url, re.I)), url in page.loads
             if outside and loaded and not url.startswith("data:"): problems.append(f"{name} loads {url} from elsewhere")
