@@ -3,6 +3,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -48,7 +49,7 @@ def test_importing_pictures_loads_nothing_heavy():
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_each_bone_is_drawn_once_in_its_own_colour(name):
     s = skeleton(name)
-    drawn = sorted(tuple(sorted(pair)) for side in SIDES for line in chains(s, side) for pair in zip(line, line[1:]))
+    drawn = sorted(tuple(sorted(pair)) for side in SIDES for line in chains(s, side) for pair in pairwise(line))
     assert drawn == sorted(tuple(sorted(pair)) for pair in (*s.edges, *s.loops))
     ax = plot_skeleton2d(100*rest_pose(name)[:, [0, 2]], name, image_size="joints")
     assert [line.get_color() for line in artists(ax, "bone")][:len(s.edges)] == list(s.colours)

@@ -59,7 +59,7 @@ def spread_labels(wanted,     # heights, any order
 
 def _bottom(group, gap): return group[0]/group[1] - gap*(group[1] - 1)/2
 
-# %% ../../nbs/10_viz/03_curves.ipynb #cb99b2e0
+# %% ../../nbs/10_viz/03_curves.ipynb #70e1c26c
 def _end_labels(ax, ends):
     "Write each label of `ends` (label, x, y, colour) at the right edge, beside the height at which its curve ends."
     shown = [e for e in ends if np.isfinite(e[2])]
@@ -67,12 +67,12 @@ def _end_labels(ax, ends):
     to_axes = ax.transData + ax.transAxes.inverted()
     heights = [to_axes.transform((x, y))[1] for _, x, y, _ in shown]
     gap = 12.5/(ax.figure.get_figheight()*72*ax.get_position().height)
-    for (label, _, _, colour), y in zip(shown, spread_labels(heights, gap)):
+    for (label, _, _, colour), y in zip(shown, spread_labels(heights, gap), strict=True):
         ax.text(1.015, y, label, transform=ax.transAxes, color=colour, va="center", ha="left", fontsize=9.5, fontweight="bold", gid="label")
 
 def _named_unit(label, unit): return f"{label} ({unit})" if unit else label
 
-# %% ../../nbs/10_viz/03_curves.ipynb #681ccedf
+# %% ../../nbs/10_viz/03_curves.ipynb #022002b0
 def plot_curves(curves:dict,               # label -> (steps (T,), values (T,) or (seeds, T))
                 xlabel:str="step",
                 ylabel:str="",
@@ -92,7 +92,7 @@ def plot_curves(curves:dict,               # label -> (steps (T,), values (T,) o
         if logy and (values <= 0).any(): raise ValueError(f"{label}: a logarithmic y axis has no place for {np.nanmin(values):g}; use logy=False")
     ax = plt.subplots()[1] if ax is None else ax
     ends = []
-    for (label, (steps, values)), style in zip(checked.items(), arm_styles(checked).values()):
+    for (label, (steps, values)), style in zip(checked.items(), arm_styles(checked).values(), strict=True):
         mean, low, high = band(values, band_kind)
         ax.plot(steps, mean, gid="mean", **style)
         if len(values) > 1: ax.fill_between(steps, low, high, color=style["color"], alpha=0.18, linewidth=0, gid="band")
@@ -105,7 +105,7 @@ def plot_curves(curves:dict,               # label -> (steps (T,), values (T,) o
     _end_labels(ax, ends)
     return ax
 
-# %% ../../nbs/10_viz/03_curves.ipynb #541ca290
+# %% ../../nbs/10_viz/03_curves.ipynb #5be97f04
 VERDICTS = {"holds": (GOOD, "o", True), "does not hold": (BAD, "s", True), "undecided": (NEUTRAL, "o", False), "not tested at this scale": (NEUTRAL, "D", False)}
 _ROW_KEYS = ("label", "mean", "low", "high")
 
@@ -120,7 +120,7 @@ def check_interval_rows(rows) -> list[dict]:
         values = [math.nan if row[key] is None else float(row[key]) for key in _ROW_KEYS[1:]]
         if all(map(math.isfinite, values)) and not values[1] <= values[0] <= values[2]:
             raise ValueError(f"row {number} ({row['label']}): the mean {values[0]:g} lies outside its interval [{values[1]:g}, {values[2]:g}]; low <= mean <= high")
-        row.update(zip(_ROW_KEYS[1:], values))
+        row.update(zip(_ROW_KEYS[1:], values, strict=True))
     if len(units := sorted({row["unit"] for row in rows})) > 1: raise ValueError(f"rows in different units ({', '.join(u or 'none' for u in units)}) share no axis; draw one figure a unit")
     return rows
 

@@ -30,7 +30,7 @@ def _picture(number, image):
     try: return image_array(image)
     except ValueError as e: raise ValueError(f"picture {number}: {e}") from None
 
-# %% ../../nbs/10_viz/05_sheets.ipynb #2236560d
+# %% ../../nbs/10_viz/05_sheets.ipynb #bcfa9f2c
 def contact_sheet(draw,                    # images (see `image_array`), or functions that take an Axes
                   columns:int=4,           # pictures in a row
                   titles=None,             # one short text a picture
@@ -44,7 +44,7 @@ def contact_sheet(draw,                    # images (see `image_array`), or func
     columns = min(columns, len(items))
     rows = -(-len(items)//columns)
     fig = plt.figure(figsize=(size*columns, size*rows + 0.3*any(titles)*rows + 0.3*bool(title)), layout="constrained")
-    for number, (item, name, kind) in enumerate(zip(items, titles, projection), 1):
+    for number, (item, name, kind) in enumerate(zip(items, titles, projection, strict=True), 1):
         ax = fig.add_subplot(rows, columns, number, projection=kind)
         if callable(item): item(ax)
         else:

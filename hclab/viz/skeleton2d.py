@@ -53,12 +53,12 @@ def check_visibility(visibility,         # (J,) or (N,J) of 0, 1, 2; None: all v
         raise ValueError(f"visibility holds {sorted(set(seen[~np.isin(seen, (0, 1, 2))].tolist()))[:3]}; it is 0 unlabelled, 1 occluded or 2 visible, not a confidence: threshold it first")
     return np.where(np.isfinite(joints).all(-1), seen, 0).astype(int)
 
-# %% ../../nbs/10_viz/01_skeleton2d.ipynb #53aabcb4
+# %% ../../nbs/10_viz/01_skeleton2d.ipynb #6cece4a5
 def drawn_edges(skeleton:Skeleton) -> list[tuple[int, int, str, str]]:
     "All lines of a layout: (joint, joint, side, colour), bones first, then the lines that only close a contour."
     bones = [(a, b, side, colour) for (a, b), side, colour in zip(skeleton.edges, skeleton.edge_sides, skeleton.colours, strict=True)]
     sides = [skeleton.sides[a] if skeleton.sides[a] == skeleton.sides[b] else "centre" for a, b in skeleton.loops]
-    return bones + [(a, b, side, SIDES[side].colour) for (a, b), side in zip(skeleton.loops, sides)]
+    return bones + [(a, b, side, SIDES[side].colour) for (a, b), side in zip(skeleton.loops, sides, strict=True)]
 
 # %% ../../nbs/10_viz/01_skeleton2d.ipynb #93e21896
 def _draw_bones(ax, joints, seen, skeleton, colour, alpha, width):
@@ -132,7 +132,7 @@ def _spread(wanted, gap):
     for i in range(1, len(placed)): placed[i] = max(placed[i], placed[i - 1] + gap)
     return placed - (placed.mean() - np.mean(wanted))
 
-# %% ../../nbs/10_viz/01_skeleton2d.ipynb #b2ab50ee
+# %% ../../nbs/10_viz/01_skeleton2d.ipynb #5ecb9ad4
 def _annotate(ax, joints, seen, names):
     "Joint names in two columns beside the body, each with a thin line to its joint."
     known = np.flatnonzero(seen)
@@ -142,7 +142,7 @@ def _annotate(ax, joints, seen, names):
     order = known[np.argsort(joints[known, 0], kind="stable")]
     for column, x, ha in ((order[:len(order)//2], x0 - gutter, "right"), (order[len(order)//2:], x1 + gutter, "left")):
         column = column[np.argsort(joints[column, 1], kind="stable")]
-        for joint, y in zip(column, _spread(joints[column, 1], gap)):
+        for joint, y in zip(column, _spread(joints[column, 1], gap), strict=True):
             ax.annotate(names[joint], joints[joint], xytext=(x, y), ha=ha, va="center", fontsize=8, color=INK, zorder=5, annotation_clip=False,
                         arrowprops=dict(arrowstyle="-", color=NEUTRAL, linewidth=0.6, shrinkA=1, shrinkB=3))
 
@@ -155,7 +155,7 @@ def legend_handles(colour=None,       # one colour for all sides, or None
     sides = [Line2D([], [], color=colour or s.colour, linestyle=s.line, marker=s.marker, linewidth=2*s.width, markersize=5, label=s.words) for s in SIDES.values()]
     return sides + [Line2D([], [], color=INK, linestyle="none", marker="o", markerfacecolor="white", markersize=5, label="occluded (hollow)")]*occluded
 
-# %% ../../nbs/10_viz/01_skeleton2d.ipynb #eeeb2d02
+# %% ../../nbs/10_viz/01_skeleton2d.ipynb #5302f014
 def plot_skeleton2d(joints2d,                 # (J,2) or (N,J,2) pixels; NaN is not drawn
                     skeleton:Skeleton|str,    # the layout, or its name
                     image=None,               # (3,H,W) or (H,W,3), float in [0,1] or bytes
@@ -177,7 +177,7 @@ def plot_skeleton2d(joints2d,                 # (J,2) or (N,J,2) pixels; NaN is 
     seen = check_visibility(visibility, joints)
     ax = pixel_axes(ax, image, image_size)
     if len(skeleton) > 40: width = width/2      # faces and hands need thin lines
-    for person, state in zip(joints, seen):
+    for person, state in zip(joints, seen, strict=True):
         _draw_bones(ax, person, state, skeleton, colour, alpha, width)
         _draw_joints(ax, person, state, skeleton, colour, alpha, 2.1*width)
         if labels and state.any(): _annotate(ax, person, state, skeleton.names)

@@ -6,8 +6,10 @@
 __all__ = ['UP', 'POSES', 'ALONE', 'LEGEND', 'MAX_FRAMES', 'MAX_NUMBERS', 'to_plot_axes', 'cube', 'grid_step', 'floor_lines',
            'plot_skeleton3d', 'chains', 'chain_colours', 'skeleton3d_figure', 'choose_stride', 'skeleton_player']
 
-# %% ../../nbs/10_viz/02_skeleton3d.ipynb #203b93dc
+# %% ../../nbs/10_viz/02_skeleton3d.ipynb #a7642252
 import math
+from itertools import pairwise
+
 import numpy as np
 
 from ..core.skeleton import Skeleton, SkeletonError
@@ -79,7 +81,7 @@ def _draw3d(ax, joints, skeleton, colour, alpha, width):
         ax.plot(*chosen.T, linestyle="none", marker=style.marker, markersize=1.7*width, color=colour or style.colour, alpha=alpha,
                 markeredgecolor="white", markeredgewidth=0.5, gid="joints")
 
-# %% ../../nbs/10_viz/02_skeleton3d.ipynb #403bf77c
+# %% ../../nbs/10_viz/02_skeleton3d.ipynb #c6d718af
 def plot_skeleton3d(joints3d,                    # (J,3) or (N,J,3) metres; NaN is a gap
                     skeleton:Skeleton|str,       # the layout, or its name
                     ax=None,                     # a 3D Axes: plt.subplot(projection="3d")
@@ -108,7 +110,7 @@ def plot_skeleton3d(joints3d,                    # (J,3) or (N,J,3) metres; NaN 
     _axes3d(ax, limits, UP[up][1])
     for person in joints:
         _draw3d(ax, person, skeleton, colour, alpha, width)
-        for xyz, name in zip(person, skeleton.names if labels else ()):
+        for xyz, name in zip(person, skeleton.names, strict=True) if labels else ():
             if np.isfinite(xyz).all(): ax.text(*xyz, " " + name, fontsize=7, color=INK)
     ax.view_init(*view)
     if title: ax.set_title(title)
@@ -126,13 +128,13 @@ def chains(skeleton:Skeleton, side:str) -> list[list[int]]:
         else: lines.append([a, b])
     return lines
 
-# %% ../../nbs/10_viz/02_skeleton3d.ipynb #ebafe7a4
+# %% ../../nbs/10_viz/02_skeleton3d.ipynb #cc6279ca
 def chain_colours(skeleton:Skeleton, side:str) -> str|list[str]:
     "One colour for the side, or one a point (pen lifts included) where the layout gives its bones several."
     own = {(a, b): colour for a, b, s, colour in drawn_edges(skeleton) if s == side}
     if len(set(own.values())) <= 1: return next(iter(own.values()), SIDES[side].colour)
     points = []
-    for line in chains(skeleton, side): points += [own[line[0], line[1]], *(own[pair] for pair in zip(line, line[1:])), INK]
+    for line in chains(skeleton, side): points += [own[line[0], line[1]], *(own[pair] for pair in pairwise(line)), INK]
     return points[:-1]
 
 # %% ../../nbs/10_viz/02_skeleton3d.ipynb #7418751a
@@ -181,13 +183,13 @@ def _named(joints, skeleton, leading=""):
         if out[str(name)].ndim != 2 + len(leading): raise SkeletonError(f"{name or 'joints3d'} has shape {out[str(name)].shape}; one pose is (J,3), a motion (T,J,3) belongs in skeleton_player")
     return out
 
-# %% ../../nbs/10_viz/02_skeleton3d.ipynb #db51961d
+# %% ../../nbs/10_viz/02_skeleton3d.ipynb #d2a08f9a
 def _scene(limits, names, up):
     "The 3D scene: equal aspect in metres, few ticks, a camera a little above eye height."
     spread = limits[:, 1] - limits[:, 0]
     axis = lambda k: dict(title=dict(text=names[k]), range=[round(float(v), 3) for v in limits[k]], dtick=grid_step(limits), showgrid=False, showbackground=False)
     eye = dict(x=0.3, y=-1.65, z=0.3) if up == "-y" else dict(x=0.8, y=-1.45, z=0.35)
-    return dict(xaxis=axis(0), yaxis=axis(1), zaxis=axis(2), aspectmode="manual", aspectratio={a: round(float(s/spread.max()), 3) for a, s in zip("xyz", spread)},
+    return dict(xaxis=axis(0), yaxis=axis(1), zaxis=axis(2), aspectmode="manual", aspectratio={a: round(float(s/spread.max()), 3) for a, s in zip("xyz", spread, strict=True)},
                 camera=dict(eye=eye, center=dict(x=0, y=0, z=-0.08)))
 
 def _floor_trace(limits):
@@ -196,7 +198,7 @@ def _floor_trace(limits):
     points = np.concatenate([np.concatenate([s, np.full((1, 3), np.nan)]) for s in floor_lines(limits)])
     return go.Scatter3d(**_coordinates(points, [list(range(len(points)))]), mode="lines", line=dict(color=PALE, width=1.5), hoverinfo="skip", showlegend=False, name="floor")
 
-# %% ../../nbs/10_viz/02_skeleton3d.ipynb #b27934c3
+# %% ../../nbs/10_viz/02_skeleton3d.ipynb #23c2dc42
 def skeleton3d_figure(poses,                   # (J,3) metres, or a dict name -> (J,3), e.g. dict(truth=..., prediction=...)
                       skeleton:Skeleton|str,   # the layout, or its name
                       up:str="z",              # "z" world, "-y" camera, "y"
@@ -209,11 +211,11 @@ def skeleton3d_figure(poses,                   # (J,3) metres, or a dict name ->
     named = {name: to_plot_axes(pose, up) for name, pose in _named(poses, skeleton).items()}
     limits = cube(np.concatenate(list(named.values())))
     traces = [_floor_trace(limits)]
-    for (name, pose), look in zip(named.items(), POSES if len(named) > 1 else (ALONE,)): traces += _pose_traces(name, pose, skeleton, look)
+    for (name, pose), look in zip(named.items(), POSES if len(named) > 1 else (ALONE,), strict=False): traces += _pose_traces(name, pose, skeleton, look)
     return go.Figure(traces, layout=dict(template=plotly_template(), scene=_scene(limits, UP[up][1], up), height=height,
                      title=dict(text=title or "", x=0.02), legend=LEGEND, margin=dict(l=0, r=0, t=40 if title else 10, b=0)))
 
-# %% ../../nbs/10_viz/02_skeleton3d.ipynb #daf83e1c
+# %% ../../nbs/10_viz/02_skeleton3d.ipynb #f5be1e01
 MAX_FRAMES, MAX_NUMBERS = 60, 12_000    # 12,000 numbers of a millimetre are about 90 KB of JSON
 
 def choose_stride(frames:int, numbers:int, # coordinates stored for one frame
@@ -226,7 +228,7 @@ def _controls(frames, seconds, duration):
     now = dict(mode="immediate", transition=dict(duration=0))
     play = dict(label="play", method="animate", args=[None, dict(frame=dict(duration=duration, redraw=True), fromcurrent=True, **now)])
     pause = dict(label="pause", method="animate", args=[[None], dict(frame=dict(duration=0, redraw=False), **now)])
-    steps = [dict(label=f"{s:.2f}", method="animate", args=[[f], dict(frame=dict(duration=0, redraw=True), **now)]) for f, s in zip(frames, seconds)]
+    steps = [dict(label=f"{s:.2f}", method="animate", args=[[f], dict(frame=dict(duration=0, redraw=True), **now)]) for f, s in zip(frames, seconds, strict=True)]
     return dict(updatemenus=[dict(type="buttons", direction="left", buttons=[play, pause], x=0, y=-0.02, xanchor="left", yanchor="top", pad=dict(t=22), showactive=False)],
                 sliders=[dict(steps=steps, x=0.26, len=0.72, y=-0.02, yanchor="top", currentvalue=dict(suffix=" s", prefix="time ", xanchor="left"),
                               ticklen=3, minorticklen=0, font=dict(size=10), transition=dict(duration=0))])
@@ -248,7 +250,7 @@ def _follow(motion, root):
     "The motion with its root above the origin in every frame; its height stays."
     return motion - motion[:, root:root + 1]*np.array([1.0, 1.0, 0.0])
 
-# %% ../../nbs/10_viz/02_skeleton3d.ipynb #1a599e23
+# %% ../../nbs/10_viz/02_skeleton3d.ipynb #fdbd017a
 def skeleton_player(motions,                 # (T,J,3) metres, or a dict name -> (T,J,3) of equal T
                     skeleton:Skeleton|str,   # the layout, or its name
                     fps:float,               # frames a second of the motion
@@ -268,7 +270,7 @@ def skeleton_player(motions,                 # (T,J,3) metres, or a dict name ->
     limits, looks = cube(np.concatenate(list(named.values()))), POSES if len(named) > 1 else (ALONE,)
     lines = [c for c in (chains(skeleton, side) for side in SIDES) if c]
     stride = stride or choose_stride(T, 3*len(named)*sum(len(line) + 1 for c in lines for line in c))
-    moving = [t for (name, m), look in zip(named.items(), looks) for t in _pose_traces(name, m[0], skeleton, look)]
+    moving = [t for (name, m), look in zip(named.items(), looks, strict=False) for t in _pose_traces(name, m[0], skeleton, look)]
     still = [_floor_trace(limits), *(t for m in list(named.values())[:1] for t in _trail_traces(m, trails, skeleton, stride))]
     shown = list(range(0, T, stride))
     frames = [go.Frame(name=str(f), traces=list(range(len(moving))), data=[go.Scatter3d(**_coordinates(m[f], c)) for m in named.values() for c in lines]) for f in shown]

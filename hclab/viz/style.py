@@ -36,7 +36,7 @@ SIDES = {
     "centre": SideStyle(CENTRE, "centre (thin, diamond)",  "-",           "D", "solid", "diamond", 0.7),
 }
 
-# %% ../../nbs/10_viz/00_style.ipynb #95ce8f46
+# %% ../../nbs/10_viz/00_style.ipynb #bf4b90f4
 ARMS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#4D4D4D")
 DASHES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (9, 2)), (0, (3, 1, 1, 1, 1, 1)), (0, (2, 3)))
 
@@ -47,7 +47,7 @@ def arm_styles(labels, # names, in the order of the plot
     if len(set(labels)) < len(labels): raise ValueError(f"two arms have the same name in {labels}; a reader could not tell them apart")
     if len(labels) > len(ARMS):
         raise ValueError(f"{len(labels)} arms in one plot; at most {len(ARMS)} can be told apart, so split the plot or use plot_intervals")
-    return {label: dict(color=colour, linestyle=dash) for label, colour, dash in zip(labels, ARMS, DASHES)}
+    return {label: dict(color=colour, linestyle=dash) for label, colour, dash in zip(labels, ARMS, DASHES, strict=False)}
 
 # %% ../../nbs/10_viz/00_style.ipynb #62a9bf85
 DEFICIENCIES = {
@@ -102,7 +102,7 @@ def plotly_template():
             scene=dict(xaxis=scene, yaxis=scene, zaxis=scene), legend=dict(itemsizing="trace")))
     return pio.templates["hclab"]
 
-# %% ../../nbs/10_viz/00_style.ipynb #8c04d18a
+# %% ../../nbs/10_viz/00_style.ipynb #d33faa45
 def use_style(format:str="png", # how matplotlib figures are stored in a notebook: "png" or "svg"
              ) -> None:
     "Give matplotlib and plotly the look of the book, for this process. Raises `ValueError` for an unknown format."
@@ -111,7 +111,7 @@ def use_style(format:str="png", # how matplotlib figures are stored in a noteboo
     matplotlib.rcParams.update(MATPLOTLIB)
     plotly_template()
     pio.templates.default = "hclab"
-    try: shell = get_ipython()      # a name that exists only inside IPython
+    try: get_ipython()      # a name that exists only inside IPython
     except NameError: return
     pio.renderers.default = "plotly_mimetype"
     if "inline" in matplotlib.get_backend():

@@ -43,7 +43,7 @@ def _column_text(name, values, wish) -> list[str]:
     try: return [MISSING if v is None else write(v) for v in values]
     except (TypeError, ValueError) as e: raise ValueError(f"column {name!r}: format {wish!r} does not suit one of its values ({e}); use a spec like '.1f' or a function") from e
 
-# %% ../../nbs/10_viz/04_tables.ipynb #b45026f5
+# %% ../../nbs/10_viz/04_tables.ipynb #e598aa03
 @dataclass(frozen=True)
 class Table:
     "Rows that show themselves as HTML (`_repr_html_`) or as text (`str`)."
@@ -54,8 +54,8 @@ class Table:
     caption: str = ""
 
     def __str__(self) -> str:
-        widths = [max(map(len, column)) for column in zip(self.headings, *self.cells)]
-        line = lambda cells: "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, self.right)).rstrip()
+        widths = [max(map(len, column)) for column in zip(self.headings, *self.cells, strict=True)]
+        line = lambda cells: "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, self.right, strict=True)).rstrip()
         body = [line(self.headings), "  ".join("\u2500"*w for w in widths), *map(line, self.cells)]
         return "\n".join(([self.caption] if self.caption else []) + body)
 
@@ -63,17 +63,17 @@ class Table:
 
     def __len__(self) -> int: return len(self.rows)
 
-# %% ../../nbs/10_viz/04_tables.ipynb #48124975
+# %% ../../nbs/10_viz/04_tables.ipynb #8dfedd57
 def _to_html(self) -> str:
     "The table as HTML; every text is escaped."
     align = [f'style="text-align:{"right" if r else "left"};padding:2px 10px"' for r in self.right]
-    row = lambda cells, tag: "<tr>" + "".join(f"<{tag} {a}>{html.escape(c)}</{tag}>" for c, a in zip(cells, align)) + "</tr>"
+    row = lambda cells, tag: "<tr>" + "".join(f"<{tag} {a}>{html.escape(c)}</{tag}>" for c, a in zip(cells, align, strict=True)) + "</tr>"
     caption = f'<caption style="text-align:left">{html.escape(self.caption)}</caption>' if self.caption else ""
     return f'<table class="hclab-table">{caption}<thead>{row(self.headings, "th")}</thead><tbody>{"".join(row(c, "td") for c in self.cells)}</tbody></table>'
 
 Table.to_html = Table._repr_html_ = _to_html
 
-# %% ../../nbs/10_viz/04_tables.ipynb #75aecfbc
+# %% ../../nbs/10_viz/04_tables.ipynb #4c7cee9b
 def show_table(rows,                    # dicts; a key that a row lacks is shown as a dash
                columns=None,            # keys to show, in order; or a dict key -> heading
                formats:dict|None=None,  # key -> format spec such as ".1f", or a function of the value
@@ -89,7 +89,7 @@ def show_table(rows,                    # dicts; a key that a row lacks is shown
     values = {key: [row.get(key) for row in rows] for key in names}
     texts = [_column_text(key, values[key], (formats or {}).get(key)) for key in names]
     right = tuple(any(v is not None for v in values[key]) and all(v is None or _is_number(v) for v in values[key]) for key in names)
-    return Table(rows, tuple(map(str, names.values())), tuple(zip(*texts)) if names else (), right, caption)
+    return Table(rows, tuple(map(str, names.values())), tuple(zip(*texts, strict=True)) if names else (), right, caption)
 
 # %% ../../nbs/10_viz/04_tables.ipynb #e00c4d37
 def _shape_text(output) -> str:
