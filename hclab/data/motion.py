@@ -303,9 +303,9 @@ def waving(performer:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     pose.trunk_turn[:, 1] += 3 * away * up
     return pose
 
-# %% ../../nbs/20_data/00_motion.ipynb #f1b1946c
+# %% ../../nbs/20_data/00_motion.ipynb #b0cbb348
 CONTACT = 0.59            # share of the cycle with the foot on the floor, at comfortable speed
-FLAT = (0.10, 0.39)       # share of the cycle with the whole foot on the floor
+FLAT = (0.12, 0.39)       # share of the cycle with the whole foot on the floor
 RISE = 3.0                # power of the heel's rise over time: late and fast
 PITCH = (14.5, 61.0)      # degrees: toes up at landing, heel up at take-off
 
@@ -359,9 +359,9 @@ def pelvis_path(cycle, stride, ankles, hips, f, bob:float, sway) -> np.ndarray:
     if best is None: raise ClipError(f"a stride of {stride:.2f} m is beyond legs of {f['thigh'] + f['shank']:.2f} m: lower the performer's amplitude")
     return np.concatenate([best[0], (best[1] + rise)[:, None]], -1)
 
-# %% ../../nbs/20_data/00_motion.ipynb #c7ee116f
+# %% ../../nbs/20_data/00_motion.ipynb #afd07cf5
 def walking(performer:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
-    "A straight walk at the performer's own step length and cadence; forward is x."
+    "A straight walk at the performer's step length (amplitude counts from .75 to 1.15) and cadence (tempo from .75 to 1.3); forward is x."
     p, f, n = performer, segment_lengths(performer), performer.noise
     step = .83 * (f["thigh"] + f["shank"]) * np.clip(p.amplitude, .75, 1.15)
     per_second = .93 * np.clip(p.tempo, .75, 1.3) * math.sqrt(1.70 / p.stature)   # cycles; shorter people step faster
