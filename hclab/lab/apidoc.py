@@ -6,10 +6,9 @@
 __all__ = ['Param', 'Item', 'ModuleDoc', 'comments_by_line', 'function_params', 'class_fields', 'read_module', 'plain_markdown',
            'param_table', 'definition_id', 'item_markdown', 'module_markdown']
 
-# %% ../../nbs/80_lab/05_apidoc.ipynb #046220b8
+# %% ../../nbs/80_lab/05_apidoc.ipynb #288fea29
 import ast, io, json, re, tokenize
 from dataclasses import dataclass, field
-from textwrap import dedent
 
 # %% ../../nbs/80_lab/05_apidoc.ipynb #bd7195cc
 @dataclass(frozen=True)
@@ -52,15 +51,15 @@ def _with_comments(rows, comments) -> tuple:
     last = {line: i for i, (line, _) in enumerate(rows)}
     return tuple(Param(p.name, p.annotation, p.default, comments.get(line, "") if last[line] == i else "") for i, (line, p) in enumerate(rows))
 
-# %% ../../nbs/80_lab/05_apidoc.ipynb #296b01a5
+# %% ../../nbs/80_lab/05_apidoc.ipynb #0c989ee1
 def function_params(node, comments:dict) -> tuple:
     "The `Param`s of a function node: `self` and `cls` are left out, the return value comes last when it is annotated."
     a = node.args
     plain = a.posonlyargs + a.args
     defaults = [None] * (len(plain) - len(a.defaults)) + a.defaults
-    rows = [(p.lineno, Param(p.arg, _unparse(p.annotation), _unparse(d))) for p, d in zip(plain, defaults) if p.arg not in ("self", "cls")]
+    rows = [(p.lineno, Param(p.arg, _unparse(p.annotation), _unparse(d))) for p, d in zip(plain, defaults, strict=True) if p.arg not in ("self", "cls")]
     if a.vararg: rows.append((a.vararg.lineno, Param("*" + a.vararg.arg, _unparse(a.vararg.annotation))))
-    rows += [(p.lineno, Param(p.arg, _unparse(p.annotation), _unparse(d))) for p, d in zip(a.kwonlyargs, a.kw_defaults)]
+    rows += [(p.lineno, Param(p.arg, _unparse(p.annotation), _unparse(d))) for p, d in zip(a.kwonlyargs, a.kw_defaults, strict=True)]
     if a.kwarg: rows.append((a.kwarg.lineno, Param("**" + a.kwarg.arg, _unparse(a.kwarg.annotation))))
     if node.returns is not None: rows.append((node.returns.lineno, Param("return", _unparse(node.returns))))
     return _with_comments(rows, comments)

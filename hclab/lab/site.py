@@ -162,7 +162,7 @@ FIGURES_JS = """
 })();
 """
 
-# %% ../../nbs/80_lab/06_site.ipynb #1aa11a2e
+# %% ../../nbs/80_lab/06_site.ipynb #a3fcc60a
 STYLE_CSS = """
 html { --pst-font-size-base: 16px; --pst-font-family-base: system-ui, -apple-system, "Segoe UI", "Noto Sans", "Liberation Sans", sans-serif; --pst-font-family-heading: var(--pst-font-family-base); }
 html[data-theme="light"] { --pst-color-primary: #1f5f8b; --pst-color-link: #1f5f8b; --pst-color-inline-code: #23364a; --pst-color-surface: #f5f7f9; }
@@ -177,6 +177,10 @@ html { --pst-header-height: 0rem; }
 .bd-article p, .bd-article li { line-height: 1.65; }
 .bd-article > section > p.hclab-bar { max-width: none; }
 .navbar-brand .logo__title { font-weight: 700; font-size: 1.6rem; letter-spacing: -.02em; }
+"""
+
+# %% ../../nbs/80_lab/06_site.ipynb #31cd595b
+STYLE_CSS += """
 .hclab-bar { font-size: .88rem; color: var(--pst-color-text-muted); border-block: 1px solid var(--pst-color-border); padding: .35rem 0; }
 .hclab-app { border-left: 4px solid var(--pst-color-primary); background: var(--pst-color-surface); padding: .7rem 1rem; border-radius: .25rem; }
 .hclab-figure { width: 100%; min-width: 0; background: #fff; border-radius: .25rem; overflow: hidden; }
@@ -189,7 +193,8 @@ div.cell_output { overflow-x: auto; padding-left: 0; }
 div.cell_output .output.text_plain pre, div.cell_output .output.stream pre { background: none; border: 0; box-shadow: none; color: var(--pst-color-text-base); padding: .25rem .75rem; }
 div.cell_output img { max-width: 100%; height: auto; background: #fff; }
 math { font-family: math, "STIX Two Math", "Cambria Math", "Latin Modern Math", "DejaVu Math TeX Gyre", serif; font-size: 1.05em; }
-div.math { overflow-x: auto; overflow-y: hidden; padding: .4rem 0; text-align: center; }
+div.math, .bd-article div.math { display: block; overflow-x: auto; overflow-y: hidden; padding: .4rem 0; text-align: center; }
+div.math > math { display: block math; width: max-content; min-width: 100%; }
 dl.py { border-top: 1px solid var(--pst-color-border); padding-top: .9rem; }
 dl.py dl.py { border-top: 0; }
 dl.py > dd { margin-bottom: .8rem; }
@@ -288,7 +293,7 @@ def page_cells(notebook:dict,
             bar = ""
     return [{key: value for key, value in cell.items() if key != "id"} for cell in cells]  # the cells made here have none
 
-# %% ../../nbs/80_lab/06_site.ipynb #21556335
+# %% ../../nbs/80_lab/06_site.ipynb #756ae0b7
 @dataclass
 class Stage:
     "The folder in which the sources of the site are gathered."
@@ -309,6 +314,7 @@ class Stage:
         self.wanted.add(file)
         return None if file.is_dir() else f"files/{name}"
 
+# %% ../../nbs/80_lab/06_site.ipynb #70747626
 _LINKS = re.compile(r"(?P<code>```.*?```|`[^`\n]*`)|(?P<head>\]\(<?|<img\b[^>]*?\bsrc=\"|<a\b[^>]*?\bhref=\")(?P<target>[^)\s>\"]+)", re.S)
 
 def map_links(text:str, # Markdown
@@ -337,7 +343,7 @@ def _copy(source:Path, target:Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
 
-# %% ../../nbs/80_lab/06_site.ipynb #ba390e78
+# %% ../../nbs/80_lab/06_site.ipynb #1c01d53d
 ROOM_TITLES = {
     "guides": ("Guides", "Where to start, and how to use your own photo, data, method and machines."),
     "00_core": ("Core", "Settings, samples, skeletons, geometry, metrics and files: what every other room speaks."),
@@ -352,6 +358,7 @@ ROOM_TITLES = {
     "90_bench": ("Benches", "hclab beside its peers, as ratios."),
 }
 
+# %% ../../nbs/80_lab/06_site.ipynb #5c269e00
 def _toctree(entries, caption:str="", depth:int=1) -> str:
     lines = ["```{toctree}", ":hidden:", f":maxdepth: {depth}", *([f":caption: {caption}"] if caption else []), "", *entries, "```"]
     return "\n".join(lines)
@@ -520,10 +527,10 @@ def check_site(folder) -> list[str]:
         problems += [f"{path.relative_to(site)} loads {u} from elsewhere" for u in remote]
     return list(dict.fromkeys(problems))
 
-# %% ../../nbs/80_lab/06_site.ipynb #ad5033be
+# %% ../../nbs/80_lab/06_site.ipynb #b1adcbcc
 def sphinx_settings(stage:Stage, version:str) -> dict:
     "The settings of Sphinx, myst-nb and the theme: no execution, no CDN, no MathJax, formulas as MathML."
-    theme = dict(logo={"text": "hclab"}, use_download_button=False, use_fullscreen_button=False, use_repository_button=False, show_navbar_depth=1,
+    theme = dict(logo={"text": "hclab"}, use_download_button=False, use_fullscreen_button=False, use_repository_button=False, show_navbar_depth=1, navigation_depth=2,
                  home_page_in_toc=False, show_toc_level=2, extra_footer="", pygments_light_style="friendly", pygments_dark_style="github-dark")
     return dict(project="hclab", author="the hclab authors", copyright="2026 onwards, the hclab authors", version=version, release=version, language="en",
                 extensions=["myst_nb", "hclab.lab.site"], exclude_patterns=["_extra", "_static"], root_doc="index",
