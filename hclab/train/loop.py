@@ -18,7 +18,7 @@ from torch import nn
 from ..core.config import Config, use_one_thread
 from ..core.io import load_tensors, newest_valid, prune_snapshots, save_snapshot, save_tensors, tensor_metadata, write_json
 
-# %% ../../nbs/40_train/00_loop.ipynb #b24f2530
+# %% ../../nbs/40_train/00_loop.ipynb #8e619c14
 @dataclass(frozen=True)
 class LoopConfig(Config):
     "How long and how fast to train. Adam; the rate falls by `decay` every `decay_every` steps, as in the lifting papers."
@@ -30,9 +30,9 @@ class LoopConfig(Config):
     clip_norm: float = 1.0       # limit on the norm of the whole gradient; 0 switches it off
     log_every: int = 50          # steps between two lines of metrics
     save_every: int = 1000       # steps between two checkpoints
-    profiles = dict(smoke=dict(steps=300, batch=64, lr=2e-3, decay=0.5, decay_every=150),
-                    cpu=dict(steps=6000, batch=256, decay=0.5, decay_every=1500),
-                    gpu=dict(steps=60_000, batch=256, decay_every=25_000))
+    profiles = dict(smoke=dict(steps=400, batch=128, lr=3e-3, decay=0.5, decay_every=100),
+                    cpu=dict(steps=4000, batch=256, decay=0.5, decay_every=800, log_every=100),
+                    gpu=dict(steps=60_000, batch=256, decay_every=25_000, log_every=500))
 
 def learning_rate(config:LoopConfig, step:int) -> float:
     "Learning rate of a step: `lr * decay ** (step / decay_every)`."
