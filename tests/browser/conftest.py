@@ -17,13 +17,15 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def chromium():
+def chromium(tmp_path_factory):
     "A running Chromium; the folder is skipped where there is none."
     path = find_chromium()
     if path is None: pytest.skip("no chromium, chromium-browser or google-chrome on PATH (Debian: sudo apt-get install -y chromium)")
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is missing: it is in requirements-dev.lock")
+    home = str(tmp_path_factory.mktemp("home"))
     with sync_api.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=path, headless=not os.environ.get("HCLAB_BROWSER_HEAD"), args=FLAGS)
+        browser = p.chromium.launch(executable_path=path, headless=not os.environ.get("HCLAB_BROWSER_HEAD"), args=FLAGS,
+                                    env={**os.environ, "HOME": home, "XDG_CONFIG_HOME": home, "XDG_CACHE_HOME": home})
         yield browser
         browser.close()
 

@@ -41,7 +41,7 @@ import nbformat
 ROOT = Path(__file__).resolve().parents[2]
 HERE = {"127.0.0.1", "localhost"}
 # Software rendering: a test machine has no GPU, and plotly's 3D scenes stay empty without WebGL. The resolver rule makes a forgotten CDN fail at once
-# on a machine with a network too; requests() in conftest.py then names it.
+# on a machine with a network too; the fixture `page` then names it.
 FLAGS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--no-first-run", "--disable-dev-shm-usage", "--no-proxy-server",
          "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost"]
@@ -131,10 +131,10 @@ class Lab:
         "Where a notebook opens in an empty workspace."
         return f"http://127.0.0.1:{self.port}/lab/tree/{quote(str(path))}?reset&token={self.token}"
 
-    def write(self, path, *cells):
-        "A notebook made of code cells; returns its path under the server's root."
+    def write(self, path, *cells, kernel="python3"):
+        "A notebook made of code cells, for `open_notebook`."
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells],
-                                            metadata={"kernelspec": {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}})
+                                            metadata={"kernelspec": {"name": kernel, "display_name": "Python 3 (ipykernel)", "language": "python"}})
         return self._place(path, notebook)
 
     def copy(self, path, **parameters):

@@ -1,7 +1,7 @@
 "The harness itself, on a notebook of its own: what an app is made of works in a browser, and each promise of the harness can be broken."
 import nbformat
 import pytest
-from harness import ROOT, foreign, open_notebook, pixels, plots, run_all, set_slider, share_changed, wait_for_text, wait_until, watch
+from harness import ROOT, dialogs, foreign, open_notebook, pixels, plots, run_all, set_slider, share_changed, wait_for_text, wait_until, watch
 
 APP = """
 import ipywidgets as w, plotly.graph_objects as go
@@ -33,6 +33,12 @@ def test_slider_moves_label_and_figure(lab, page):
 def test_cell_that_raises_fails_with_its_traceback(lab, page):
     open_notebook(page, lab.write("broken", "import warnings; warnings.warn('only a warning')", "x = {}['missing joint']", "print('never')"))
     with pytest.raises(AssertionError, match=r"(?s)a cell raised.*KeyError.*missing joint"): run_all(page)
+
+
+def test_dialog_ends_the_test_with_its_question(lab, page):
+    with pytest.raises(AssertionError, match="JupyterLab asks: .*Select Kernel"): open_notebook(page, lab.write("dialog", "x = 1", kernel="no-such-kernel"))
+    page.keyboard.press("Escape")  # the fixture would complain too
+    wait_until(page, lambda: not dialogs(page), "the dialog closes")
 
 
 def test_request_to_another_host_is_seen_and_gets_no_answer(chromium, lab):
