@@ -7,7 +7,7 @@ Write `tests/browser/test_<room>.py`. The fixtures `lab` and `page` come from co
     from harness import open_notebook, plots, run_all, set_slider, wait_for_text, wait_until
 
     def test_my_app(lab, page):
-        open_notebook(page, lab.copy("80_lab/10_apps", profile="smoke"))    # a copy without outputs, with these parameters set
+        open_notebook(page, lab.copy("guides/00_tour", profile="smoke"))     # a copy without outputs, with these parameters set
         run_all(page)                                                       # a cell that raises fails the test
         label = page.locator(".widget-html-content", has_text="my number")  # what a person reads
         before = plots(page)                                                # the data of every plotly figure on the page
