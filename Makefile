@@ -12,7 +12,7 @@ VENV := $(or $(HCLAB_VENV),.venv)
 HCLAB = "$(VENV)/bin/hclab"
 PORT ?= 8888
 # make test hands these to pytest, for instance: make test PYTEST_ARGS="tests/test_setup.py"
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist loadgroup
 
 help:
 	@echo "make demo    set up, then run the tour: pictures and the ledger page, in minutes, on a CPU"
@@ -29,7 +29,6 @@ setup setup-dev:
 
 demo: setup
 	@$(HCLAB) tour
-	@"$(PYTHON)" hclab/lab/setup.py closing runs _site/ledger.html
 
 # One BLAS thread a process: two processes share the cores, and small products run faster on one thread.
 test: setup-dev

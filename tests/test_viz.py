@@ -150,3 +150,10 @@ def test_stored_figures_are_small_and_hold_no_script(path):
     for data in (o.get("data", {}) for o in outputs):
         assert "application/javascript" not in data and "<script" not in "".join(data.get("text/html", ""))
         assert len(json.dumps(data.get("application/vnd.plotly.v1+json", ""))) < 150_000
+
+
+def test_the_label_of_a_single_curve_lies_beside_its_end():
+    from hclab.viz.curves import plot_curves
+    ax = plot_curves({"only": ([50, 100, 400], [400.0, 200.0, 60.0])})
+    (label,) = [t for t in ax.texts if t.get_gid() == "label"]
+    assert 0 <= label.get_position()[1] <= 1

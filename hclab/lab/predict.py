@@ -64,7 +64,7 @@ def lift_clip(clip:Clip,
     joints3d = predict3d(model, data.joints2d)
     return Lifted(clip, camera, data, joints3d, score(joints3d, data))
 
-# %% ../../nbs/80_lab/09_predict.ipynb #17d1ec58
+# %% ../../nbs/80_lab/09_predict.ipynb #01592cec
 def picture(lifted:Lifted, title:str="", columns:int=4):
     "A matplotlib figure of a lifted clip: input above, answer and truth below."
     import matplotlib.pyplot as plt
@@ -75,14 +75,17 @@ def picture(lifted:Lifted, title:str="", columns:int=4):
     rows = torch.linspace(0, len(lifted.data) - 1, min(columns, len(lifted.data))).long()
     layout = skeleton(lifted.data.layout)
     pixels = denormalise_screen(lifted.data.joints2d, lifted.camera.image_size)
-    fig = plt.figure(figsize=(3.0*len(rows), 6.4))
+    fig = plt.figure(figsize=(3.0*len(rows), 6.6))
     for column, row in enumerate(rows):
-        plot_skeleton2d(pixels[row], layout, image_size=lifted.camera.image_size, ax=fig.add_subplot(2, len(rows), column + 1), title=f"seen, pose {int(row)}")
+        ax = fig.add_subplot(2, len(rows), column + 1)
+        plot_skeleton2d(pixels[row], layout, image_size="joints", ax=ax, title=f"pose {int(row)}: what the network sees" if not column else f"pose {int(row)}")
+        if column: ax.set_ylabel("")
         ax = fig.add_subplot(2, len(rows), len(rows) + column + 1, projection="3d")
         plot_skeleton3d(lifted.data.joints3d[row], layout, ax=ax, up="-y", colour="#b8b8b8")
         error = 1000*(lifted.joints3d[row] - lifted.data.joints3d[row]).norm(dim=-1).mean()
-        plot_skeleton3d(lifted.joints3d[row], layout, ax=ax, up="-y", title=f"lifted, {error:.0f} mm")
-    fig.suptitle(title)
+        plot_skeleton3d(lifted.joints3d[row], layout, ax=ax, up="-y", title=f"what it answers: {error:.0f} mm" if not column else f"{error:.0f} mm")
+    fig.subplots_adjust(hspace=0.28, wspace=0.3, top=0.88)
+    fig.suptitle(title, fontsize=11)
     return fig
 
 # %% ../../nbs/80_lab/09_predict.ipynb #51f7c7ab

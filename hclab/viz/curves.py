@@ -59,11 +59,12 @@ def spread_labels(wanted,     # heights, any order
 
 def _bottom(group, gap): return group[0]/group[1] - gap*(group[1] - 1)/2
 
-# %% ../../nbs/10_viz/03_curves.ipynb #70e1c26c
+# %% ../../nbs/10_viz/03_curves.ipynb #2a58dbba
 def _end_labels(ax, ends):
     "Write each label of `ends` (label, x, y, colour) at the right edge, beside the height at which its curve ends."
     shown = [e for e in ends if np.isfinite(e[2])]
     if not shown: return
+    ax.autoscale_view()  # limits are computed late: until then the transform is of an empty plot
     to_axes = ax.transData + ax.transAxes.inverted()
     heights = [to_axes.transform((x, y))[1] for _, x, y, _ in shown]
     gap = 12.5/(ax.figure.get_figheight()*72*ax.get_position().height)

@@ -198,18 +198,20 @@ def _floor_trace(limits):
     points = np.concatenate([np.concatenate([s, np.full((1, 3), np.nan)]) for s in floor_lines(limits)])
     return go.Scatter3d(**_coordinates(points, [list(range(len(points)))]), mode="lines", line=dict(color=PALE, width=1.5), hoverinfo="skip", showlegend=False, name="floor")
 
-# %% ../../nbs/10_viz/02_skeleton3d.ipynb #23c2dc42
+# %% ../../nbs/10_viz/02_skeleton3d.ipynb #545e23f2
 def skeleton3d_figure(poses,                   # (J,3) metres, or a dict name -> (J,3), e.g. dict(truth=..., prediction=...)
                       skeleton:Skeleton|str,   # the layout, or its name
                       up:str="z",              # "z" world, "-y" camera, "y"
                       title:str|None=None,
                       height:int=460,          # pixels
+                      limits=None,             # (3,2) metres, low and high of the three drawn axes, for a box that stays; None fits the poses
                      ):
     "A plotly figure of one pose or up to three to compare, to be turned with the mouse. Raises `SkeletonError` or `ValueError`."
     import plotly.graph_objects as go
     skeleton = as_skeleton(skeleton)
     named = {name: to_plot_axes(pose, up) for name, pose in _named(poses, skeleton).items()}
-    limits = cube(np.concatenate(list(named.values())))
+    limits = cube(np.concatenate(list(named.values()))) if limits is None else np.asarray(limits, dtype=float)
+    if limits.shape != (3, 2) or (limits[:, 0] >= limits[:, 1]).any(): raise ValueError(f"limits must be three pairs (low, high) in metres, got {limits.tolist()}")
     traces = [_floor_trace(limits)]
     for (name, pose), look in zip(named.items(), POSES if len(named) > 1 else (ALONE,), strict=False): traces += _pose_traces(name, pose, skeleton, look)
     return go.Figure(traces, layout=dict(template=plotly_template(), scene=_scene(limits, UP[up][1], up), height=height,
