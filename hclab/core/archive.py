@@ -195,7 +195,7 @@ def refuse_pickle(path):
                             "hclab.core.archive.convert_untrusted(path, 'new.safetensors'). If it holds arrays: save them again, "
                             "where you trust their origin, with numpy.savez and plain dtypes")
 
-# %% ../../nbs/00_core/02b_archive.ipynb #0c919a30
+# %% ../../nbs/00_core/02b_archive.ipynb #58638f0f
 def _flatten(value, prefix:str="", depth:int=0) -> tuple[dict, list[str]]:
     "Tensors of nested dicts under dotted names, and the names of everything else."
     import torch
@@ -213,7 +213,7 @@ def _limit(max_bytes:int, seconds:int):
     import resource  # not on Windows
     limits = dict(RLIMIT_CORE=0, RLIMIT_CPU=seconds, RLIMIT_NOFILE=64, RLIMIT_FSIZE=max_bytes + 2**23)
     statm = Path("/proc/self/statm")
-    if statm.exists(): limits["RLIMIT_AS"] = int(statm.read_text().split()[0]) * resource.getpagesize() + 2 * max_bytes + 2**29  # torch itself is in already
+    if statm.exists(): limits["RLIMIT_AS"] = int(statm.read_text().split()[0]) * resource.getpagesize() + 3 * max_bytes + 2**29  # torch itself is in already
     for name, value in limits.items(): resource.setrlimit(getattr(resource, name), (value, value))
 
 def _convert_here():
