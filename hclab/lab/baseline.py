@@ -6,8 +6,8 @@
 __all__ = ['SEEDS', 'DEVIATIONS', 'EXACT', 'Expected', 'expect', 'problems', 'baseline_path', 'read_baseline', 'write_baseline',
            'Regression', 'regress', 'measure_baseline', 'accept']
 
-# %% ../../nbs/80_lab/08_baseline.ipynb #050a035b
-import math, statistics
+# %% ../../nbs/80_lab/08_baseline.ipynb #ff2ba4af
+import math, shutil, statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,9 +17,9 @@ from ..core.config import ConfigError
 from ..core.io import read_json, write_json
 from .arms import git_state, project_root
 from .notebooks import read_notebook
-from .runner import Run, find_notebook, parameters_of, run_name, run_notebook
+from .runner import Run, find_notebook, parameters_of, run_name, run_notebook, variables
 
-# %% ../../nbs/80_lab/08_baseline.ipynb #21afd0af
+# %% ../../nbs/80_lab/08_baseline.ipynb #e8d6a5db
 SEEDS = (0, 1, 2, 3, 4)
 DEVIATIONS = 4
 EXACT = 1e-5  # relative: what another processor may do to a float32 result
@@ -38,7 +38,8 @@ def expect(records:Sequence[Record] # of one name, seed 0 first
     "The baseline of one number from one or several runs."
     first, values = records[0], [r.value for r in records]
     spread = DEVIATIONS*statistics.stdev(values) if len(values) > 1 else 0.0
-    tolerance = max(spread, EXACT*abs(first.value), 1e-9)
+    exact = 0.0 if first.value.is_integer() else EXACT*abs(first.value)  # a count is the same everywhere
+    tolerance = max(spread, exact, 1e-9)
     return Expected(first.value, tolerance, first.unit, first.untrained, len(values))
 
 # %% ../../nbs/80_lab/08_baseline.ipynb #4d13b315
@@ -72,7 +73,7 @@ def write_baseline(name:str, expected:dict[str, Expected], reason:str, root:Path
     write_json(path, {"reason": reason, "commit": git_state(root)[0][:10], "numbers": {k: asdict(v) for k, v in sorted(expected.items())}})
     return path
 
-# %% ../../nbs/80_lab/08_baseline.ipynb #3b764a27
+# %% ../../nbs/80_lab/08_baseline.ipynb #1f7c5d0e
 @dataclass(frozen=True)
 class Regression:
     "How a notebook did against its baseline."
@@ -86,10 +87,13 @@ def regress(name:str, out:Path, root:Path|None=None, **limits) -> Regression:
     return Regression(run, () if run.skipped else tuple(problems(run.records, read_baseline(run.name, root))))
 
 def measure_baseline(name:str, out:Path, root:Path|None=None) -> dict[str, Expected]:
-    "Run a notebook at `smoke` over `SEEDS` where it has the parameter `seed`, once where not, and form its baseline."
+    "Run a notebook at `smoke` over `SEEDS` where it has the parameter `seed` or `seeds`, once where not, and form its baseline. `out` is emptied."
     path = find_notebook(name, root)
-    seeds = SEEDS if "seed" in (parameters_of(read_notebook(path)) or {}) else (None,)
-    runs = [run_notebook(path, Path(out)/f"s{seed}.ipynb", {} if seed is None else {"seed": seed}, profile="smoke") for seed in seeds]
+    declared = parameters_of(read_notebook(path)) or {}
+    jobs = [{"seed": s} for s in SEEDS] if "seed" in declared else [{"seeds": [s]} for s in SEEDS] if "seeds" in declared else [{}]
+    shutil.rmtree(out, ignore_errors=True)
+    with variables(HCLAB_RUNS=Path(out).resolve()/"runs"):  # arms are trained here, not found in an earlier run
+        runs = [run_notebook(path, Path(out)/f"{number}.ipynb", job, profile="smoke") for number, job in enumerate(jobs)]
     if runs[0].skipped: raise ConfigError(f"{name} cannot be measured here: {runs[0].skipped}")
     names = runs[0].records
     return {n: expect([r.records[n] for r in runs]) for n in names}

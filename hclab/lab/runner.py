@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REQUIRES', 'MAX_OUTPUT', 'run_name', 'notebooks', 'find_notebook', 'parameters_of', 'missing_requirement',
-           'NotebookFailed', 'check_before', 'check_after', 'Run', 'run_notebook', 'store_outputs']
+           'NotebookFailed', 'check_before', 'check_after', 'Run', 'variables', 'run_notebook', 'store_outputs']
 
 # %% ../../nbs/80_lab/03_runner.ipynb #ca014600
 import ast, json, os, re, time
@@ -141,7 +141,7 @@ def check_after(executed, name:str) -> int:
         count += 1
     return count
 
-# %% ../../nbs/80_lab/03_runner.ipynb #45cf4aab
+# %% ../../nbs/80_lab/03_runner.ipynb #9bd32018
 @dataclass(frozen=True)
 class Run:
     "What a finished or skipped notebook run gave."
@@ -153,7 +153,7 @@ class Run:
     out: Path | None = None    # the executed notebook
 
 @contextmanager
-def _variables(**values):
+def variables(**values):
     "Set environment variables for the block."
     before = {k: os.environ.get(k) for k in values}
     os.environ.update({k: str(v) for k, v in values.items()})
@@ -161,7 +161,7 @@ def _variables(**values):
     finally:
         for k, v in before.items(): os.environ.pop(k, None) if v is None else os.environ.update({k: v})
 
-# %% ../../nbs/80_lab/03_runner.ipynb #526b4cd2
+# %% ../../nbs/80_lab/03_runner.ipynb #4c9704bc
 def run_notebook(path:Path|str,
                  out:Path|str,                   # where the executed notebook goes
                  parameters:dict|None=None,      # values for the parameters cell
@@ -185,7 +185,7 @@ def run_notebook(path:Path|str,
     limits = {"cell": 0, "printed": 0, "over": "", "max_output": max_output, "until": time.monotonic() + wall, "wall": wall, "cell_timeout": cell_timeout, "folder": str(path.parent)}
     papermill_engines.register("hclab", _engine(limits))
     began = time.monotonic()
-    with _variables(HCLAB_RECORDS=records.resolve(), HCLAB_PROFILE=check_profile(profile or "cpu"), OMP_NUM_THREADS=1):
+    with variables(HCLAB_RECORDS=records.resolve(), HCLAB_PROFILE=check_profile(profile or "cpu"), OMP_NUM_THREADS=1):
         try: executed = papermill.execute_notebook(str(path), str(out), given, engine_name="hclab", kernel_name="python3", language="python", progress_bar=False, log_output=False)
         except Exception as e: raise NotebookFailed(_explain(e, name, limits)) from e
     if limits["over"]: raise NotebookFailed(f"{name}, cell {limits['cell']}: {limits['over']}")
