@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['BOX', 'camera_at', 'relift', 'to_world', 'scene', 'turn_camera']
 
-# %% ../../nbs/80_lab/10_apps.ipynb #82529052
+# %% ../../nbs/80_lab/10_apps.ipynb #c407221e
 import math
 from collections.abc import Callable
 
 import torch
 
 from ..core.geometry import Camera
-from ..core.metrics import mpjpe
 from ..core.skeleton import skeleton
 from ..data.motion import Clip
 from ..tasks.lift3d import predict3d, score, see, LiftSet

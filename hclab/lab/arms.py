@@ -7,11 +7,11 @@ __all__ = ['PACKAGES', 'CODE_PATHS', 'ENGINES', 'project_root', 'runs_root', 'Ar
            'folder_name', 'ExampleConfig', 'example_arm', 'git_state', 'hardware', 'provenance', 'prepare', 'run_arm',
            'Status', 'results_root', 'find', 'run_spec', 'progress_of', 'ArmsFailed', 'run_arms', 'tuned', 'publish']
 
-# %% ../../nbs/80_lab/02_arms.ipynb #bf549a2b
+# %% ../../nbs/80_lab/02_arms.ipynb #35f1f0bb
 import ast, hashlib, importlib, importlib.util, json, os, platform, shutil, subprocess, sys, time, traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -134,7 +134,7 @@ def git_state(root:Path|None=None) -> tuple[str, list[str]]:
     changed = git("status", "--porcelain", "--untracked-files=all", "--", *CODE_PATHS, ":(exclude)nbs/70_papers/results").stdout.splitlines()
     return head.stdout.strip(), [line[3:] for line in changed]
 
-# %% ../../nbs/80_lab/02_arms.ipynb #025e5070
+# %% ../../nbs/80_lab/02_arms.ipynb #ddd2ef80
 def hardware() -> str:
     "The machine in one line: processor, cores, accelerator."
     model = platform.processor() or platform.machine()
@@ -153,7 +153,7 @@ def provenance() -> dict:
         except PackageNotFoundError: return None
     commit, changed = git_state()
     return {"commit": commit, "dirty": changed[:20], "packages": {p: v for p in PACKAGES if (v := installed(p))}, "python": platform.python_version(),
-            "hardware": hardware(), "time": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+            "hardware": hardware(), "time": datetime.now(UTC).isoformat(timespec="seconds")}
 
 # %% ../../nbs/80_lab/02_arms.ipynb #b71ea115
 def prepare(arm:Arm, root:Path|None=None) -> Path:

@@ -6,8 +6,8 @@
 __all__ = ['SEEDS', 'DEVIATIONS', 'EXACT', 'Expected', 'expect', 'problems', 'baseline_path', 'read_baseline', 'write_baseline',
            'Regression', 'regress', 'measure_baseline', 'accept']
 
-# %% ../../nbs/80_lab/08_baseline.ipynb #ff2ba4af
-import math, shutil, statistics
+# %% ../../nbs/80_lab/08_baseline.ipynb #52db89ef
+import shutil, statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -6,10 +6,10 @@
 __all__ = ['app', 'data_app', 'WrongWords', 'Usage', 'expected_errors', 'main', 'parse_parameters', 'parse_seeds', 'run', 'tour',
            'report_page', 'report', 'list_', 'doctor', 'data_list', 'data_show', 'baseline', 'predict', 'site']
 
-# %% ../../nbs/80_lab/11_cli.ipynb #41bfaac1
+# %% ../../nbs/80_lab/11_cli.ipynb #90ea8175
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -63,7 +63,7 @@ def parse_seeds(text:str) -> tuple[int, ...]:
     if len(set(seeds)) != len(seeds) or min(seeds) < 0: raise Usage(f"--seeds {text!r}: seeds must be different and not negative")
     return seeds
 
-# %% ../../nbs/80_lab/11_cli.ipynb #357392ed
+# %% ../../nbs/80_lab/11_cli.ipynb #4d75b393
 def _jobs(path:Path, given:dict, seeds:tuple|None) -> list[dict]:
     "Parameters of each run of a notebook."
     from hclab.lab.notebooks import read_notebook
@@ -75,10 +75,10 @@ def _jobs(path:Path, given:dict, seeds:tuple|None) -> list[dict]:
     raise Usage(f"{path.stem} has neither a parameter 'seed' nor 'seeds'; leave --seeds out")
 
 @app.command()
-def run(notebook:Annotated[Optional[str], typer.Argument(help="Name such as papers/martinez, or a path.")]=None,
-        p:Annotated[list[str], typer.Option("-p", help="A parameter, NAME=VALUE; may be repeated.")]=[],
-        profile:Annotated[Optional[str], typer.Option(help="smoke, cpu, gpu or paper.")]=None,
-        seeds:Annotated[Optional[str], typer.Option(help="For example 0,1,2.")]=None,
+def run(notebook:Annotated[str | None, typer.Argument(help="Name such as papers/martinez, or a path.")]=None,
+        p:Annotated[list[str] | None, typer.Option("-p", help="A parameter, NAME=VALUE; may be repeated.")]=None,
+        profile:Annotated[str | None, typer.Option(help="smoke, cpu, gpu or paper.")]=None,
+        seeds:Annotated[str | None, typer.Option(help="For example 0,1,2.")]=None,
         all_:Annotated[bool, typer.Option("--all", help="Every notebook.")]=False,
         engine:Annotated[str, typer.Option(help="Where arms run: local or ray.")]="local",
         force:Annotated[bool, typer.Option("--force", help="Run arms again that are done or stale.")]=False,
@@ -95,7 +95,7 @@ def run(notebook:Annotated[Optional[str], typer.Argument(help="Name such as pape
     if engine not in ENGINES: raise ConfigError(f"unknown engine {engine!r}; known: {', '.join(ENGINES)}")
     if profile is not None: check_profile(profile)
     os.environ.update({"HCLAB_ENGINE": engine, "HCLAB_FORCE": "1" if force else ""})
-    given, chosen = parse_parameters(p), parse_seeds(seeds) if seeds else None
+    given, chosen = parse_parameters(p or []), parse_seeds(seeds) if seeds else None
     paths = list(notebooks().values()) if all_ else [find_notebook(notebook)]
     return _run_all([(path, job) for path in paths for job in _jobs(path, given, chosen)], profile, write, limit)
 
@@ -215,12 +215,12 @@ def baseline(accept:Annotated[str, typer.Option(help="Notebook whose numbers are
     for name, e in numbers.items(): print(f"{name}: {e.value:.6g} +- {e.tolerance:.3g} {e.unit}" + ("" if e.untrained is None else f" (untrained {e.untrained:.4g})"))
     print(path or f"{accept} records no numbers; it is only checked to run")
 
-# %% ../../nbs/80_lab/11_cli.ipynb #22b128da
+# %% ../../nbs/80_lab/11_cli.ipynb #a8bd441d
 @app.command()
 def predict(file:Annotated[Path, typer.Argument(help="A recording, such as walk.bvh.")],
             task:Annotated[str, typer.Option(help="lift3d")],
             camera:Annotated[str, typer.Option(help="One of Human3.6M's cameras, SUBJECT/ID.")]="S9/54138969",
-            checkpoint:Annotated[Optional[Path], typer.Option(help="A safetensors file; default: the network of the package.")]=None,
+            checkpoint:Annotated[Path | None, typer.Option(help="A safetensors file; default: the network of the package.")]=None,
             out:Annotated[Path, typer.Option(help="Folder of the picture and the numbers.")]=Path("runs/predict")):
     "Apply a trained network to a file; write a picture and the numbers."
     from hclab.core.config import ConfigError, did_you_mean

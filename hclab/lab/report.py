@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['HEADER', 'STYLE', 'CLASSES', 'show_interval', 'show_arm', 'cells', 'ledger_markdown', 'ledger_page']
 
-# %% ../../nbs/80_lab/05_report.ipynb #cd4350b1
+# %% ../../nbs/80_lab/05_report.ipynb #53265c6c
 import html, math
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 
-from .arms import project_root
 from .ledger import FAILS, HOLDS, UNDECIDED, UNTESTED, Row, all_rows
 
 # %% ../../nbs/80_lab/05_report.ipynb #24cf3d79

@@ -6,8 +6,8 @@
 __all__ = ['REQUIRES', 'MAX_OUTPUT', 'run_name', 'notebooks', 'find_notebook', 'parameters_of', 'missing_requirement',
            'NotebookFailed', 'check_before', 'check_after', 'Run', 'variables', 'run_notebook', 'store_outputs']
 
-# %% ../../nbs/80_lab/03_runner.ipynb #ca014600
-import ast, json, os, re, time
+# %% ../../nbs/80_lab/03_runner.ipynb #9b15c9cd
+import ast, os, re, time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -6,14 +6,14 @@
 __all__ = ['CHANNELS', 'MAX_DEPTH', 'MAX_LINE', 'BLOCK', 'UNITS', 'CHAIN_LIMITS', 'MIRRORS', 'CONVENTIONS', 'BVHError', 'Node',
            'longest_chain', 'guess_unit', 'skeleton_of', 'read_bvh', 'match_names', 'to_h36m']
 
-# %% ../../../nbs/20_data/readers/10_bvh.ipynb #abaf7e51
+# %% ../../../nbs/20_data/readers/10_bvh.ipynb #6b882827
 import re
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import torch
 from ...core.skeleton import Skeleton, skeleton
-from ..motion import Clip, ClipError
+from ..motion import Clip
 
 # %% ../../../nbs/20_data/readers/10_bvh.ipynb #9bd8c2f0
 class BVHError(ValueError):
