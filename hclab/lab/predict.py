@@ -74,7 +74,7 @@ def lift_clip(clip:Clip,
     joints3d = predict3d(model, data.joints2d)
     return Lifted(clip, camera, data, joints3d, score(joints3d, data))
 
-# %% ../../nbs/80_lab/09_predict.ipynb #7ae0fda8
+# %% ../../nbs/80_lab/09_predict.ipynb #bdf8cf98
 def picture(lifted:Lifted, title:str="", columns:int=4):
     "A matplotlib figure of a lifted clip: input above, answer and truth below."
     import matplotlib.pyplot as plt
@@ -85,7 +85,7 @@ def picture(lifted:Lifted, title:str="", columns:int=4):
     rows = torch.linspace(0, len(lifted.data) - 1, min(columns, len(lifted.data))).long()
     layout = skeleton(lifted.data.layout)
     pixels = denormalise_screen(lifted.data.joints2d, lifted.camera.image_size)
-    fig = plt.figure(figsize=(3.0*len(rows), 6.6))
+    fig = plt.figure(figsize=(2.6*len(rows), 5.8), layout="none")
     for column, row in enumerate(rows):
         ax = fig.add_subplot(2, len(rows), column + 1)
         plot_skeleton2d(pixels[row], layout, image_size="joints", ax=ax, title=f"input, pose {int(row)}")
