@@ -7,8 +7,8 @@ __all__ = ['PACKAGES', 'CODE_PATHS', 'ENGINES', 'project_root', 'runs_root', 'Ar
            'folder_name', 'ExampleConfig', 'example_arm', 'git_state', 'hardware', 'provenance', 'prepare', 'run_arm',
            'Status', 'results_root', 'find', 'run_spec', 'progress_of', 'ArmsFailed', 'run_arms', 'tuned', 'publish']
 
-# %% ../../nbs/80_lab/02_arms.ipynb #35f1f0bb
-import ast, hashlib, importlib, importlib.util, json, os, platform, shutil, subprocess, sys, time, traceback
+# %% ../../nbs/80_lab/02_arms.ipynb #b32be6ea
+import ast, functools, hashlib, importlib, importlib.util, json, os, platform, shutil, subprocess, sys, time, traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -72,7 +72,13 @@ def code_fingerprint(source:str) -> str:
             node.body = body[1:]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12]
 
-# %% ../../nbs/80_lab/02_arms.ipynb #46560aa1
+# %% ../../nbs/80_lab/02_arms.ipynb #8df7216d
+@functools.lru_cache(maxsize=1024)
+def _read_module(name:str, file:Path, changed:int) -> tuple[str, tuple[str, ...]]:
+    "Fingerprint and hclab imports of a module; read again when the time of its last change is another."
+    text = file.read_text(encoding="utf-8")
+    return code_fingerprint(text), tuple(sorted(_imports(ast.parse(text), name if file.name == "__init__.py" else name.rpartition(".")[0])))
+
 def sources(module:str) -> dict[str, str]:
     "Fingerprint of `module` and of every hclab module that it imports, by name."
     todo, done = [module], {}
@@ -80,9 +86,8 @@ def sources(module:str) -> dict[str, str]:
         name = todo.pop()
         file = _module_file(name)
         if name in done or file is None: continue
-        text = file.read_text(encoding="utf-8")
-        done[name] = code_fingerprint(text)
-        todo += sorted(_imports(ast.parse(text), name if file.name == "__init__.py" else name.rpartition(".")[0]))
+        done[name], imports = _read_module(name, file, file.stat().st_mtime_ns)
+        todo += imports
     if not done: raise ConfigError(f"no module {module!r}; an arm's run must be importable")
     return dict(sorted(done.items()))
 
@@ -181,7 +186,7 @@ def run_arm(arm:Arm, root:Path|None=None) -> dict:
         write_json(folder/"result.json", row)
     return row
 
-# %% ../../nbs/80_lab/02_arms.ipynb #444b5949
+# %% ../../nbs/80_lab/02_arms.ipynb #48a478a5
 @dataclass(frozen=True)
 class Status:
     "What is known of an arm: `done`, `stale`, `failed` or `missing`, and why."
@@ -196,7 +201,12 @@ def results_root(paper:str, profile:str) -> Path:
 def _rows(folders:Sequence[Path]) -> list[dict]:
     "All results below the folders: `*/result.json` of runs and `*.json` of committed results."
     files = [f for folder in folders if Path(folder).is_dir() for f in (*sorted(Path(folder).glob("*/result.json")), *sorted(Path(folder).glob("*-s*.json")))]
-    return [read_json(f) for f in files]
+    return [_read_row(f, f.stat().st_mtime_ns) for f in files]
+
+@functools.lru_cache(maxsize=4096)
+def _read_row(file:Path, changed:int) -> dict:
+    "One result; read again when the file changed."
+    return read_json(file)
 
 def _changed(old:dict, new:dict) -> str:
     "Names of the modules that differ between two `sources`, or other parts of the key."

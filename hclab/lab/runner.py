@@ -97,16 +97,18 @@ def check_before(notebook:dict, name:str, given:dict) -> None:
         again = set() if "parameters" in tags or not declared else _assigned(_top_level(cell_text(cell))) & set(declared)
         if again: raise NotebookFailed(f"{name}, cell {number}: assigns the parameter {sorted(again)[0]!r} again, so a value given from outside would not count; use another name")
 
-# %% ../../nbs/80_lab/03_runner.ipynb #07802c3c
+# %% ../../nbs/80_lab/03_runner.ipynb #81435cf7
 MAX_OUTPUT = 20_000_000  # bytes of output after which a cell is taken for a runaway
 
 def _watch(limits:dict, size:int) -> bool:
-    "Count `size` bytes of output; True at the moment a limit is passed, with the reason left in `limits`."
+    "Count `size` bytes of output; True when the kernel should be interrupted: past a limit, then once a second until it listens."
     limits["printed"] += size
-    over = (f"printed more than {limits['max_output']/1e6:g} MB" if limits["printed"] > limits["max_output"] else
-            f"ran past the limit of {limits['wall']:g} s for the whole notebook" if time.monotonic() > limits["until"] else "")
-    first, limits["over"] = bool(over) and not limits["over"], limits["over"] or over
-    return first
+    now = time.monotonic()
+    limits["over"] = limits["over"] or (f"printed more than {limits['max_output']/1e6:g} MB" if limits["printed"] > limits["max_output"] else
+                                        f"ran past the limit of {limits['wall']:g} s for the whole notebook" if now > limits["until"] else "")
+    due = bool(limits["over"]) and now - limits["interrupted"] > 1
+    if due: limits["interrupted"] = now
+    return due
 
 def _engine(limits:dict):
     "papermill's engine with our limits; the number of the running cell comes back in `limits`."
@@ -125,6 +127,7 @@ def _engine(limits:dict):
         @classmethod
         def execute_managed_notebook(cls, nb_man, kernel_name, start_timeout=60, **_):
             return Client(nb_man, kernel_name=kernel_name, startup_timeout=start_timeout, resources={"metadata": {"path": limits["folder"]}},
+                          extra_arguments=["--IPKernelApp.log_level=40"],  # a kernel on this machine warns at every start that its port has no encryption
                           timeout_func=lambda cell: max(1, int(min(limits["cell_timeout"], limits["until"] - time.monotonic()))),
                           on_cell_start=lambda cell, cell_index: limits.update(cell=cell_index)).execute()
     return Engine
@@ -161,7 +164,7 @@ def variables(**values):
     finally:
         for k, v in before.items(): os.environ.pop(k, None) if v is None else os.environ.update({k: v})
 
-# %% ../../nbs/80_lab/03_runner.ipynb #4c9704bc
+# %% ../../nbs/80_lab/03_runner.ipynb #a9abc47d
 def run_notebook(path:Path|str,
                  out:Path|str,                   # where the executed notebook goes
                  parameters:dict|None=None,      # values for the parameters cell
@@ -182,7 +185,7 @@ def run_notebook(path:Path|str,
     out.parent.mkdir(parents=True, exist_ok=True)
     records = out.with_suffix(".records.jsonl")
     records.write_text("")
-    limits = {"cell": 0, "printed": 0, "over": "", "max_output": max_output, "until": time.monotonic() + wall, "wall": wall, "cell_timeout": cell_timeout, "folder": str(path.parent)}
+    limits = {"cell": 0, "printed": 0, "over": "", "interrupted": 0.0, "max_output": max_output, "until": time.monotonic() + wall, "wall": wall, "cell_timeout": cell_timeout, "folder": str(path.parent)}
     papermill_engines.register("hclab", _engine(limits))
     began = time.monotonic()
     with variables(HCLAB_RECORDS=records.resolve(), HCLAB_PROFILE=check_profile(profile or "cpu"), OMP_NUM_THREADS=1):
