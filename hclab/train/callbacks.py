@@ -48,7 +48,7 @@ class Estimate(Callback):
         step = (time.perf_counter() - self.began)/self.over
         self.say(f"{run.config.steps - run.step:,} steps to go at {1000*step:.3g} ms: about {duration(step*(run.config.steps - run.step))}, without evaluation")
 
-# %% ../../nbs/40_train/31_callbacks.ipynb #f2297438
+# %% ../../nbs/40_train/31_callbacks.ipynb #09804cc1
 def watched() -> bool:
     "Whether a person sees the output as it comes: a terminal or a live notebook, not a file and not a notebook run in batch."
     console = Console()
@@ -79,7 +79,7 @@ class Progress(Callback):
 
     def line(self, run:Run) -> str:
         "The newest terms and measures."
-        return ", ".join(f"{name} {value:.3g}" for name, value in run.curve[-1].items() if name not in ("step", "lr", "grad_norm"))
+        return ", ".join(f"{name} {value:.3g}" for name, value in run.curve[-1].items() if name not in ("step", "grad_norm", *run.rates))
 
     def after_fit(self, run):
         if self.bar: self.bar.stop()
