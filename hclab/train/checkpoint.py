@@ -6,9 +6,10 @@
 __all__ = ['CheckpointError', 'split_state', 'join_state', 'rng_state', 'set_rng_state', 'unwrapped', 'state_of', 'put_state',
            'plain_config', 'config_diff', 'Checkpointer', 'save', 'Resumed', 'resume', 'Matched', 'init_from']
 
-# %% ../../nbs/40_train/20_checkpoint.ipynb #dd533fa2
+# %% ../../nbs/40_train/20_checkpoint.ipynb #4e95ef14
 import random, re, warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -231,7 +232,7 @@ def _misfits(checkpointer, kinds:Mapping, states:Mapping) -> list[str]:
         lines += config_diff({f"{name}.{k}": v for k, v in old.items()}, {f"{name}.{k}": v for k, v in new.items()})[0]
     return lines
 
-# %% ../../nbs/40_train/20_checkpoint.ipynb #69526938
+# %% ../../nbs/40_train/20_checkpoint.ipynb #50075c48
 def _refuse(snapshot:Snapshot, lines:list[str]) -> None:
     "Raise `CheckpointError` if there is a difference, with all of them and the two ways out."
     if not lines: return
@@ -247,10 +248,23 @@ def _put_all(things:Mapping[str, Any], states:Mapping[str, Any], folder:Path) ->
         before[name] = {k: t.to("cpu", copy=True) for k, t in tensors.items()}, plain
         try: put_state(thing, states[name])
         except Exception as e:
+            with suppress(Exception): put_state(thing, join_state(*before.pop(name)))   # it has just shown that it may refuse
             for done, kept in before.items(): put_state(things[done], join_state(*kept))
-            raise CheckpointError(f"{folder}: {name} ({type(thing).__name__}) does not take its state back ({e}); everything is as it was before") from e
+            raise CheckpointError(f"{folder}: {name} ({type(thing).__name__}) does not take its state ({e}); the others are as they were before") from e
 
-# %% ../../nbs/40_train/20_checkpoint.ipynb #7ac5da0a
+# %% ../../nbs/40_train/20_checkpoint.ipynb #d01b9b67
+def _read(snapshot:Snapshot) -> tuple[dict, dict]:
+    "`state.json`, and the states by name. Raises `CheckpointError` for content that no `Checkpointer` wrote."
+    state = snapshot.json("state.json")
+    files = {f.removesuffix(".safetensors") for f in snapshot.manifest.files if f.endswith(".safetensors")}
+    try:
+        if state["format"] != 1: raise KeyError(f"format {state['format']}, this version reads 1")
+        if {*state["kinds"], "position", "rng"} != {*state["parts"]}: raise KeyError("parts without a kind, or the reverse")
+        if not isinstance(state["config"], dict) or not isinstance(state["step"], int): raise KeyError("config or step")
+        states = {name: join_state(snapshot.tensors(f"{name}.safetensors") if name in files else {}, plain) for name, plain in state["parts"].items()}
+        return {**state, "torch": str(state["torch"]), "ranks": len(states["rng"])}, states
+    except (KeyError, TypeError, AttributeError) as e: raise CheckpointError(f"{snapshot.folder} was not written by a Checkpointer of this version: {e!r}") from e
+
 def _notes(self, snapshot:Snapshot, state:Mapping) -> tuple[str, ...]:
     "What the user should know about a resume that is allowed."
     notes = list(config_diff(state["config"], self.config, self.may_change)[1])
@@ -268,7 +282,7 @@ def _bytes_needed(self) -> int:
 
 Checkpointer.bytes_needed = _bytes_needed
 
-# %% ../../nbs/40_train/20_checkpoint.ipynb #0ced181b
+# %% ../../nbs/40_train/20_checkpoint.ipynb #cc5e26af
 def resume(self) -> Resumed|None:
     """Restore the newest sound snapshot; None where nothing was saved. To be called once, after everything is registered and before the first step.
 
@@ -276,12 +290,10 @@ def resume(self) -> Resumed|None:
     preflight(self.folder, self.bytes_needed())
     snapshot = newest_valid(self.folder)
     if snapshot is None: return None
-    state = snapshot.json("state.json")
+    state, states = _read(snapshot)
     _refuse(snapshot, config_diff(state["config"], self.config, self.may_change)[0])
-    read = lambda name: snapshot.tensors(f"{name}.safetensors") if f"{name}.safetensors" in snapshot.manifest.files else {}
-    states = {name: join_state(read(name), plain) for name, plain in state["parts"].items()}
     _refuse(snapshot, _misfits(self, state["kinds"], states))
-    if len(states["rng"]) != self.world: _refuse(snapshot, [f"{len(states['rng'])} processes in the checkpoint, {self.world} now"])
+    if state["ranks"] != self.world: _refuse(snapshot, [f"{state['ranks']} processes in the checkpoint, {self.world} now"])
     _put_all(self.things, states, snapshot.folder)
     set_rng_state(states["rng"][self.rank])
     self.last = state["step"], snapshot
