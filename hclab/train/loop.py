@@ -166,14 +166,18 @@ def batch_source(data, run:Run) -> Callable[[], list]:
         return list(zip(numbers, batches))
     return source
 
-# %% ../../nbs/40_train/30_loop.ipynb #6bf2775f
+# %% ../../nbs/40_train/30_loop.ipynb #9bb205ac
 def forward_backward(run:Run) -> str:
     "Gradients and terms of the batches of this step, clipped; returns what is not finite, or ''."
-    found = []
-    for number, batch in run.batches:
-        with run.accelerator.accumulate(run.objective), seeded(run.seed, number):
-            found.append(run.objective(batch))
-            run.accelerator.backward(sum(found[-1].values()))
+    found, run.accelerator.step = [], 0  # Accelerate counts parts; a step that broke off must not shift the count
+    try:
+        for number, batch in run.batches:
+            with run.accelerator.accumulate(run.objective), seeded(run.seed, number):
+                found.append(run.objective(batch))
+                run.accelerator.backward(sum(found[-1].values()))
+    except FloatingPointError as e:  # a bank or a teacher that refuses what is not finite
+        if run.world > 1: raise      # the others are in the middle of exchanging gradients
+        return str(e)
     run.terms = {name: sum(terms[name].detach() for terms in found)/len(found) for name in found[0]}
     run.grad_norm = _clip(run)
     wrong = [f"{name} is {term.item()}" for name, term in run.terms.items() if not torch.isfinite(term)]

@@ -13,9 +13,11 @@ from torch import nn
 
 from hclab.core.config import use_one_thread
 from hclab.core.io import save_tensors
+from hclab.train.callbacks import Follow
 from hclab.train.loop import Callback, LoopConfig, fit, seeded
-from hclab.train.ranks import gather_rows
+from hclab.train.memory_bank import FeatureQueue
 from hclab.train.schedule import Schedule
+from hclab.train.teacher import Teacher
 
 POINTS = 96
 X = torch.randn(POINTS, 8, generator=torch.Generator().manual_seed(0))
@@ -35,41 +37,22 @@ def make(noisy: bool = True) -> nn.Module:
     with seeded(0): return nn.Sequential(nn.Linear(8, 16), *extra, nn.Tanh(), nn.Linear(16, 8))
 
 
-class Bank(nn.Module):
-    "A first-in first-out queue of outputs, the same on all processes."
-    def __init__(self, rows=64):
-        super().__init__()
-        self.register_buffer("rows", torch.zeros(rows, 8))
-        self.register_buffer("at", torch.zeros((), dtype=torch.int64))
-
-    @torch.no_grad()
-    def push(self, new):
-        new = gather_rows(new.detach())
-        where = (self.at + torch.arange(len(new))) % len(self.rows)
-        self.rows[where] = new
-        self.at.copy_((self.at + len(new)) % len(self.rows))
-
-
-class Momentum(Callback):
-    "Let a teacher follow the model."
-    def __init__(self, teacher): self.teacher = teacher
-
-    @torch.no_grad()
-    def after_step(self, run):
-        for old, new in zip(self.teacher.state_dict().values(), run.model.state_dict().values(), strict=True):
-            old.copy_(old*0.9 + new*0.1 if old.is_floating_point() else new)
-
-
 def train(folder, steps=60, save_every=5, size=16, accumulate=1, pause=0.0, noisy=True, raise_at=-1, kill_at=-1, rank=0, out="", data=None, save_folder=True, **settings):
     "Train with everything that must survive: batch norm, dropout, a teacher, a bank, schedules. `raise_at`, `kill_at`: batch number."
     use_one_thread()
-    model, teacher, bank = make(noisy), make(noisy), Bank()
+    model = make(noisy)
+    teacher, bank = Teacher(model, Schedule("cosine", start=0.9, end=1.0, steps=60)), FeatureQueue(64, 8, torch.Generator().manual_seed(0))
 
     def loss(model, batch):
         found = model(batch["x"])
-        bank.push(found)
-        with torch.no_grad(): target = teacher(batch["x"])
-        return {"mse": (found - batch["y"]).square().mean(), "teacher": 0.1*(found - target).square().mean()}
+        near = (found @ bank.rows.clone().T).logsumexp(1).mean()
+        return {"mse": (found - batch["y"]).square().mean(), "teacher": 0.1*(found - teacher(batch["x"])).square().mean(), "bank": 0.01*near}
+
+    class Push(Callback):
+        "The bank takes the newest outputs after the step, so that all parts of a step see the same rows."
+        def after_step(self, run):
+            for _, batch in run.batches: bank.push(model.eval()(batch["x"]))
+            model.train()
 
     def source(number):
         if number == raise_at: raise RuntimeError(f"batch {number} cannot be read")
@@ -78,11 +61,17 @@ def train(folder, steps=60, save_every=5, size=16, accumulate=1, pause=0.0, nois
         return batch_at(number, size)
 
     config = LoopConfig(steps=steps, batch=size, accumulate=accumulate, log_every=5, save_every=save_every, device="cpu", **settings)
-    curve = fit(model, data or source, loss, config, Path(folder) if save_folder else None, callbacks=[Momentum(teacher)], state={"teacher": teacher, "bank": bank},
+    curve = fit(model, data or source, loss, config, Path(folder) if save_folder else None, callbacks=[Follow(teacher), Push()], state={"teacher": teacher, "bank": bank},
                 schedules={"lr": Schedule("cosine", start=0.01, steps=60, warmup=5), "weight_decay": Schedule("linear", start=0.0, end=0.1, steps=60)},
                 make_optimiser=lambda m: torch.optim.AdamW(m.parameters()))
     if out: save_tensors(out, {f"{part}.{k}": v for part, m in (("model", model), ("teacher", teacher), ("bank", bank)) for k, v in m.state_dict().items()})
     return curve
+
+
+class Rows:
+    "The points as a data set for a `Loader`."
+    def __len__(self): return POINTS
+    def __getitem__(self, index): return {"x": X[index], "y": Y[index]}
 
 
 class Sized:

@@ -7,7 +7,8 @@ import torch
 
 from hclab.core.io import damage, list_snapshots, load_tensors, read_json, read_manifest
 from hclab.train.checkpoint import CheckpointError
-from hclab.train.loop import LoopConfig, NonFinite, fit, replay
+from hclab.data.loading import Loader
+from hclab.train.loop import Callback, LoopConfig, NonFinite, fit, replay
 
 sys.path.insert(0, str(Path(__file__).parent))
 import nursery as N  # noqa: E402
@@ -76,18 +77,20 @@ def test_f1_fifty_kills_at_random_moments_change_no_bit(nursery, tmp_path):
     began = time.monotonic()
     assert nursery.run("train", folder=fresh(tmp_path/"whole"), **arguments) == 0, nursery.words()
     seconds, expected, rng, cut = time.monotonic() - began, final(tmp_path/"whole"), random.Random(0), 0
-    for kill in range(KILLS):
-        folder = fresh(tmp_path/str(kill))
+    for attempt in range(4*KILLS):
+        folder = fresh(tmp_path/str(attempt))
         pid = nursery.start("train", folder=folder, **arguments)
-        time.sleep(rng.uniform(0.02, seconds))
+        time.sleep(rng.uniform(0.0, seconds))
         os.kill(pid, signal.SIGKILL)
-        cut += nursery.wait(pid) == -signal.SIGKILL
+        if nursery.wait(pid) == 0: seconds *= 0.9; continue  # the machine has become faster: this kill came too late to count
+        cut += 1
         saved = list_snapshots(Path(folder)/"checkpoints")
         assert not [problem for snapshot in saved for problem in damage(snapshot)], "a kill left a corrupt checkpoint under a real name"
         assert nursery.run("train", folder=folder, **arguments) == 0, nursery.words()[-2000:]
-        assert final(folder) == expected, f"kill {kill}: the resumed run ended with other bits"
+        assert final(folder) == expected, f"kill {cut}: the resumed run ended with other bits"
         assert not list((Path(folder)/"checkpoints").glob(".tmp-*")), "what the killed process left was not removed"
-    assert cut >= KILLS//2, f"only {cut} of {KILLS} kills came in time; the run is too short for this test"
+        if cut == KILLS: return
+    raise AssertionError(f"only {cut} of {4*KILLS} kills came in time")
 
 
 # ------------------------------------------------------------------------------------------------ F3
@@ -143,6 +146,25 @@ def test_f10_resume_at_epoch_borders_and_inside_an_accumulated_step(tmp_path, nu
     assert all(abs(b - a) < 0.01 for a, b in zip(rates, rates[1:])) and rates == [row["lr"] for row in expected["curve"]]
 
 
+@pytest.mark.parametrize("first, second", [(0, 1), (1, 2), (2, 0)])
+@pytest.mark.parametrize("stop", [EPOCH*2 - 1, EPOCH*2, EPOCH*2 + 1])
+def test_f10_resume_with_another_number_of_workers(tmp_path, first, second, stop):
+    def run(folder, workers, steps=15):
+        loader = Loader(N.Rows(), 16, seed=3, workers=workers, collate=lambda rows: {k: torch.stack([r[k] for r in rows]) for k in rows[0]}, start_method="fork" if workers else None)
+        class Cut(Callback):
+            def after_step(self, run):
+                if run.step == stop and cut: raise RuntimeError("cut")
+        try: return fit(N.make(), loader, lambda m, b: {"mse": (m(b["x"]) - b["y"]).square().mean()}, LoopConfig(steps=steps, batch=16, log_every=1, save_every=1, device="cpu"), Path(folder), callbacks=[Cut()])
+        finally: loader.close()
+    cut = False
+    run(fresh(tmp_path/"whole"), 0)
+    cut = True
+    with pytest.raises(RuntimeError, match="cut"): run(fresh(tmp_path/"cut"), first)
+    cut = False
+    run(tmp_path/"cut", second)
+    assert final(tmp_path/"cut") == final(tmp_path/"whole")
+
+
 def test_accumulated_batches_equal_one_large_batch(tmp_path):
     ends = []
     for size, accumulate in ((16, 1), (8, 2), (4, 4)):
@@ -193,7 +215,7 @@ def test_f11_a_spoilt_teacher_never_reaches_the_last_checkpoint(tmp_path):
     def loss(model, batch):
         with torch.no_grad(): target = teacher(batch["x"])
         return {"mse": (model(batch["x"]) - batch["y"]).square().mean(), "teacher": (model(batch["x"]) - target).square().mean()}
-    class Spoil(N.Callback):
+    class Spoil(Callback):
         def after_step(self, run):
             if run.step == 12: teacher[0].weight.data.fill_(float("nan"))
     folder = Path(fresh(tmp_path/"run"))
@@ -201,7 +223,7 @@ def test_f11_a_spoilt_teacher_never_reaches_the_last_checkpoint(tmp_path):
         fit(N.make(), N.batch_at, loss, CONFIG, folder, callbacks=[Spoil()], state={"teacher": teacher})
     newest = list_snapshots(folder/"checkpoints")[0]
     assert load_tensors(newest/"teacher.safetensors", finite=True) and final(folder)["step"] == 11
-    assert "teacher.0.weight" in replay(e.value.capture, N.make(), loss, {"teacher": teacher}).stop
+    assert "teacher.0.weight was not finite before the step" in replay(e.value.capture, N.make(), loss, {"teacher": teacher}).stop
 
 
 def test_f11_skip_leaves_no_trace_of_the_bad_batch(tmp_path):
