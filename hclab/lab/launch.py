@@ -14,7 +14,7 @@ from pathlib import Path
 from ..core.config import Config, ConfigError
 from ..core.io import file_lock, preflight, write_json
 
-# %% ../../nbs/80_lab/02b_launch.ipynb #ac85960f
+# %% ../../nbs/80_lab/02b_launch.ipynb #2c9461aa
 def find_function(run:str, # "package.module:function"
                  ) -> tuple:
     "The function and the class of its settings. Raises `ConfigError` for names that do not exist and for functions of another form."
@@ -27,6 +27,7 @@ def find_function(run:str, # "package.module:function"
         raise ConfigError(f"{run!r} must take its settings first, with their class as annotation: def {name}(config:SomeConfig, seed:int, folder:Path)")
     return function, kind
 
+# %% ../../nbs/80_lab/02b_launch.ipynb #57e5edc0
 def change(config:Config, pairs:Sequence[str], # "loop.steps=10"
           ) -> Config:
     "The settings with some fields changed, dotted for nested ones; values are JSON. Raises `ConfigError` for a field that does not exist."
@@ -41,13 +42,14 @@ def change(config:Config, pairs:Sequence[str], # "loop.steps=10"
         except json.JSONDecodeError: inside[last] = text
     return type(config).from_dict(values)
 
-# %% ../../nbs/80_lab/02b_launch.ipynb #62b0f689
+# %% ../../nbs/80_lab/02b_launch.ipynb #4483b6f6
 @contextmanager
 def _sole(folder:Path, main:bool):
     "Hold the folder's lock on the main process."
     if not main: yield; return
     with file_lock(preflight(folder)/"lock"): yield
 
+# %% ../../nbs/80_lab/02b_launch.ipynb #0bbceb54
 def run_rank(run:str, profile:str, seed:int, folder:Path, pairs:Sequence[str]=()) -> dict:
     "Run the function in this process, as one of `$WORLD_SIZE`. The main process writes `result.json`."
     function, kind = find_function(run)
@@ -57,7 +59,7 @@ def run_rank(run:str, profile:str, seed:int, folder:Path, pairs:Sequence[str]=()
         if main: write_json(folder/"result.json", {"run": run, "seed": seed, "config": config.to_dict(), "processes": int(os.environ.get("WORLD_SIZE", 1)), "result": result})
     return result
 
-# %% ../../nbs/80_lab/02b_launch.ipynb #2af93407
+# %% ../../nbs/80_lab/02b_launch.ipynb #bb8b3b45
 GRACE = 10.0  # seconds between SIGTERM and SIGKILL
 
 def _free_port() -> int:
@@ -79,6 +81,7 @@ def _end(running:Sequence[subprocess.Popen], grace:float) -> None:
         try: process.wait(max(until - time.monotonic(), 0.01))
         except subprocess.TimeoutExpired: process.kill(); process.wait()
 
+# %% ../../nbs/80_lab/02b_launch.ipynb #c76bf67f
 def launch(command:Sequence[str], # of one process, without a shell
            processes:int=2,
            grace:float=GRACE,
@@ -90,7 +93,7 @@ def launch(command:Sequence[str], # of one process, without a shell
     finally: _end(running, grace)
     return [p.returncode for p in running]
 
-# %% ../../nbs/80_lab/02b_launch.ipynb #7b751041
+# %% ../../nbs/80_lab/02b_launch.ipynb #b05f44fa
 def parser() -> argparse.ArgumentParser:
     "Arguments of the command."
     p = argparse.ArgumentParser("hclab.lab.launch", description="Train one arm on several processes.", allow_abbrev=False)
@@ -102,6 +105,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--processes", type=int, default=1, help="on this machine; leave it out under accelerate launch")
     return p
 
+# %% ../../nbs/80_lab/02b_launch.ipynb #71b5332d
 def _one(given:argparse.Namespace) -> int:
     "Exit code of this process."
     try:
@@ -112,6 +116,7 @@ def _one(given:argparse.Namespace) -> int:
     except ConfigError as e: print(e, file=sys.stderr); return 2
     except BaseException: traceback.print_exc(); return 1
 
+# %% ../../nbs/80_lab/02b_launch.ipynb #1f3853ac
 def main(arguments:Sequence[str]|None=None) -> int:
     "Run the command and return its exit code: 0, 2 for wrong settings, 128 + n for signal n, 1 for any other failure."
     given = parser().parse_args(arguments)
@@ -124,6 +129,7 @@ def main(arguments:Sequence[str]|None=None) -> int:
     worst = next((code for code in codes if code), 0)
     return worst if worst >= 0 else 128 - worst
 
+# %% ../../nbs/80_lab/02b_launch.ipynb #517cf411
 if __name__ == "__main__" and "ipykernel" not in sys.modules:
     code = main()
     sys.stdout.flush(); sys.stderr.flush()

@@ -17,7 +17,7 @@ from ..core.io import free_bytes
 from .loop import Callback, Run
 from .teacher import Teacher
 
-# %% ../../nbs/40_train/31_callbacks.ipynb #017a02fa
+# %% ../../nbs/40_train/31_callbacks.ipynb #61ef2338
 def duration(seconds:float) -> str:
     "`95` -> `1 min 35 s`; hours and minutes above an hour."
     seconds = round(seconds)
@@ -25,6 +25,7 @@ def duration(seconds:float) -> str:
     if seconds < 3600: return f"{seconds//60} min {seconds % 60} s"
     return f"{seconds//3600} h {seconds % 3600//60} min"
 
+# %% ../../nbs/40_train/31_callbacks.ipynb #46a3c37b
 def size(count:float) -> str:
     "`3_200_000` -> `3.2 MB`."
     for unit in ("bytes", "KB", "MB", "GB"):
@@ -49,12 +50,13 @@ class Estimate(Callback):
         step = (time.perf_counter() - self.began)/self.over
         self.say(f"{run.config.steps - run.step:,} steps to go at {1000*step:.3g} ms: about {duration(step*(run.config.steps - run.step))}, without evaluation")
 
-# %% ../../nbs/40_train/31_callbacks.ipynb #09804cc1
+# %% ../../nbs/40_train/31_callbacks.ipynb #3339c5e7
 def watched() -> bool:
     "Whether a person sees the output as it comes: a terminal or a live notebook, not a file and not a notebook run in batch."
     console = Console()
     return console.is_terminal or (console.is_jupyter and not os.environ.get("HCLAB_RECORDS"))
 
+# %% ../../nbs/40_train/31_callbacks.ipynb #29e96753
 class Progress(Callback):
     "A bar where somebody watches, plain lines elsewhere."
     def __init__(self, live:bool|None=None,     # None: `watched()`

@@ -24,7 +24,7 @@ from ..core.io import Snapshot, damage, load_tensors, read_json, save_snapshot, 
 from .checkpoint import Checkpointer, init_from as load_weights, join_state, split_state
 from .schedule import Schedule, set_schedules
 
-# %% ../../nbs/40_train/30_loop.ipynb #6f2f26d2
+# %% ../../nbs/40_train/30_loop.ipynb #39ad05ca
 PRECISIONS = {"float32": "no", "bfloat16": "bf16"}  # ours -> Accelerate's; float16 would need a scaled loss, bfloat16 has float32's range
 POLICIES = ("stop", "skip")
 
@@ -53,6 +53,7 @@ class LoopConfig(Config):
         for name in ("batch", "accumulate", "log_every", "save_every"):
             if getattr(self, name) < 1: raise ConfigError(f"LoopConfig.{name} must be at least 1, got {getattr(self, name)}")
 
+# %% ../../nbs/40_train/30_loop.ipynb #edb51cb7
 def decaying(config:LoopConfig) -> Schedule:
     "The learning rate of the settings: `lr * decay ** (step / decay_every)`."
     return Schedule("exponential", start=config.lr, gamma=config.decay, every=config.decay_every)
@@ -113,13 +114,14 @@ class Run:
         "Estimate from the steps of this process."
         return (time.perf_counter() - self.began)/max(self.step - self.first, 1)*(self.config.steps - self.step)
 
-# %% ../../nbs/40_train/30_loop.ipynb #15259548
+# %% ../../nbs/40_train/30_loop.ipynb #7354ca7a
 class Measure(Callback):
     "Add the numbers of `evaluate(model) -> dict` to every row."
     def __init__(self, evaluate:Callable[[nn.Module], dict]): self.evaluate = evaluate
 
     def measure(self, run): return self.evaluate(run.model)
 
+# %% ../../nbs/40_train/30_loop.ipynb #a6097aea
 class Metrics(Callback):
     "Write the curve to `metrics.jsonl` in the run's folder."
     def before_fit(self, run):
@@ -129,7 +131,7 @@ class Metrics(Callback):
         with open(run.folder/"metrics.jsonl", "a", encoding="utf-8") as f:
             f.write(json.dumps({**run.curve[-1], "steps": run.config.steps, "seconds_left": round(run.seconds_left(), 1)}) + "\n")
 
-# %% ../../nbs/40_train/30_loop.ipynb #2a8373eb
+# %% ../../nbs/40_train/30_loop.ipynb #0a4b03f0
 class Objective(nn.Module):
     "Model and loss as one module: batch -> named terms. This is what runs in mixed precision and what processes share."
     def __init__(self, model:nn.Module, loss:Callable):
@@ -138,6 +140,7 @@ class Objective(nn.Module):
 
     def forward(self, batch): return self.loss(self.model, batch)
 
+# %% ../../nbs/40_train/30_loop.ipynb #7eb99527
 def make_accelerator(config:LoopConfig):
     "Accelerate's object for these settings; joins the other processes where `accelerate launch` or `lab/launch` started several."
     from accelerate import Accelerator
@@ -150,11 +153,12 @@ def make_accelerator(config:LoopConfig):
         raise ConfigError(f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS asks for {accelerator.gradient_accumulation_steps}, the settings for {config.accumulate}; unset it")
     return accelerator
 
-# %% ../../nbs/40_train/30_loop.ipynb #395c9a3e
+# %% ../../nbs/40_train/30_loop.ipynb #2df621fb
 def batch_number(step:int, part:int, rank:int, config:LoopConfig, world:int) -> int:
     "Number of the batch that process `rank` takes as part `part` of a step."
     return (step*config.accumulate + part)*world + rank
 
+# %% ../../nbs/40_train/30_loop.ipynb #97a20ebc
 def batch_source(data, run:Run) -> Callable[[], list]:
     "A function that gives the (number, batch) pairs of the step that is due."
     stream = None if callable(data) else data.forever()
@@ -166,7 +170,7 @@ def batch_source(data, run:Run) -> Callable[[], list]:
         return list(zip(numbers, batches))
     return source
 
-# %% ../../nbs/40_train/30_loop.ipynb #9bb205ac
+# %% ../../nbs/40_train/30_loop.ipynb #4df7df5e
 def forward_backward(run:Run) -> str:
     "Gradients and terms of the batches of this step, clipped; returns what is not finite, or ''."
     found, run.accelerator.step = [], 0  # Accelerate counts parts; a step that broke off must not shift the count
@@ -185,6 +189,7 @@ def forward_backward(run:Run) -> str:
     if _highest(run, int(bool(wrong))) and not wrong: wrong = ["another process met it"]
     return ", ".join(wrong)
 
+# %% ../../nbs/40_train/30_loop.ipynb #d4583112
 def _highest(run:Run, value:int) -> int:
     "The highest `value` of all processes, so that they decide alike."
     if run.world == 1: return value
@@ -192,13 +197,14 @@ def _highest(run:Run, value:int) -> int:
     torch.distributed.all_reduce(highest, torch.distributed.ReduceOp.MAX)
     return int(highest)
 
+# %% ../../nbs/40_train/30_loop.ipynb #264934f6
 def _clip(run:Run) -> torch.Tensor | float:
     "Norm of the whole gradient; the gradient is scaled down to `clip_norm`."
     weights = [p for p in run.model.parameters() if p.grad is not None]
     if run.config.clip_norm: return run.accelerator.clip_grad_norm_(weights, run.config.clip_norm)
     return nn.utils.get_total_norm([p.grad for p in weights])
 
-# %% ../../nbs/40_train/30_loop.ipynb #07723c48
+# %% ../../nbs/40_train/30_loop.ipynb #7c39900f
 IN_A_ROW = 10     # skipped steps without a good one after which a run stops
 CAPTURES = 3      # captures that a run keeps; the first ones tell most
 
@@ -206,6 +212,7 @@ class NonFinite(FloatingPointError):
     "A loss, a gradient or a weight is NaN or infinite. `capture`: the folder for `replay`, or None."
     capture: Path | None = None
 
+# %% ../../nbs/40_train/30_loop.ipynb #ec557fb8
 def _modules(run:Run) -> dict[str, nn.Module]:
     "The model and every registered module, by name."
     return {"model": run.model, **{name: thing for name, thing in run.state.items() if isinstance(thing, nn.Module)}}
@@ -216,6 +223,7 @@ def not_finite(run:Run) -> list[str]:
     tensors += [(name, thing) for name, thing in run.state.items() if isinstance(thing, torch.Tensor)]
     return [name for name, t in tensors if t.is_floating_point() and not torch.isfinite(t).all()]
 
+# %% ../../nbs/40_train/30_loop.ipynb #7cd70a92
 def save_capture(run:Run, wrong:str) -> Path | None:
     "Write what `replay` needs to repeat the step that is due; None without a folder or when there are enough."
     if run.folder is None or run.skipped >= CAPTURES: return None
@@ -230,7 +238,7 @@ def save_capture(run:Run, wrong:str) -> Path | None:
     return save_snapshot(run.folder/"captures", name, {"capture.safetensors": lambda path: save_tensors(path, tensors),
                                                        "capture.json": lambda path: write_json(path, note)}).folder
 
-# %% ../../nbs/40_train/30_loop.ipynb #acb67177
+# %% ../../nbs/40_train/30_loop.ipynb #5fe84c54
 def meet_nonfinite(run:Run, wrong:str, buffers:list[tuple[torch.Tensor, torch.Tensor]]) -> None:
     "Put back what the forward pass changed, capture the step, then skip it or raise `NonFinite`."
     for buffer, before in buffers: buffer.copy_(before)
@@ -246,6 +254,7 @@ def meet_nonfinite(run:Run, wrong:str, buffers:list[tuple[torch.Tensor, torch.Te
         raise error
     warnings.warn(f"{text}; skipped, {run.skipped} so far", stacklevel=2)
 
+# %% ../../nbs/40_train/30_loop.ipynb #a95bb9f8
 def train_step(run:Run, after_step:Callable|None=None) -> None:
     "One step of the optimiser, or none where something is not finite."
     buffers = [(b, b.clone()) for module in _modules(run).values() for b in module.buffers()]
@@ -257,7 +266,7 @@ def train_step(run:Run, after_step:Callable|None=None) -> None:
         if after_step: after_step(run.model)
     run.step += 1
 
-# %% ../../nbs/40_train/30_loop.ipynb #f89174ec
+# %% ../../nbs/40_train/30_loop.ipynb #55074df5
 class Stopped(SystemExit):
     "A signal ended the training after a whole step; the exit code is 128 + its number."
     def __init__(self, number:int, step:int):
@@ -266,6 +275,7 @@ class Stopped(SystemExit):
 
     def __str__(self): return self.text
 
+# %% ../../nbs/40_train/30_loop.ipynb #c8689ff7
 @contextmanager
 def _signals(run:Run):
     "Let SIGTERM and Ctrl-C set `run.signal` inside the block; a second one acts as it did before."
@@ -279,7 +289,7 @@ def _signals(run:Run):
     finally:
         for number, handler in before.items(): signal.signal(number, handler)
 
-# %% ../../nbs/40_train/30_loop.ipynb #14015a1e
+# %% ../../nbs/40_train/30_loop.ipynb #65952505
 def _save(run:Run, required:bool) -> None:
     "Write a checkpoint. Raises `NonFinite` when weights or state are spoilt."
     if _highest(run, int(bool(spoilt := not_finite(run)))):
@@ -289,6 +299,7 @@ def _save(run:Run, required:bool) -> None:
     run.checkpoints.save(run.step, {"curve": run.curve, "skipped": run.skipped, "in_a_row": run.in_a_row, "stop": "" if run.signal else run.stop,
                                     "callbacks": [callback.state_dict() for callback in run.callbacks]}, required=required)
 
+# %% ../../nbs/40_train/30_loop.ipynb #43e0e73c
 def _log(run:Run) -> None:
     "Add a row to the curve."
     terms = {name: float(run.accelerator.reduce(term, "mean") if run.world > 1 else term) for name, term in run.terms.items()}
@@ -297,6 +308,7 @@ def _log(run:Run) -> None:
     run.curve.append(row)
     for callback in run.callbacks if run.main else (): callback.after_log(run)
 
+# %% ../../nbs/40_train/30_loop.ipynb #bfa0a710
 def keep_books(run:Run) -> None:
     "What happens after a step: callbacks, stop, row, checkpoint."
     for callback in run.callbacks: callback.after_step(run)
@@ -321,7 +333,7 @@ def agree(run:Run, data) -> None:
             raise ConfigError(f"the processes do not agree on their {name}: " + "; ".join(f"process {rank} has {value}" for rank, value in enumerate(values))
                               + ". Give all of them the same, each with its own rank")
 
-# %% ../../nbs/40_train/30_loop.ipynb #3c296271
+# %% ../../nbs/40_train/30_loop.ipynb #8a8f50ee
 def start(model, data, loss, config, folder, seed, callbacks, state, make_optimiser, settings, init_from) -> Run:
     "The `Run` of `fit`, resumed where there is a checkpoint."
     accelerator = make_accelerator(config)
@@ -335,6 +347,7 @@ def start(model, data, loss, config, folder, seed, callbacks, state, make_optimi
     run.first = run.step
     return run
 
+# %% ../../nbs/40_train/30_loop.ipynb #09cfdd9d
 def _resume(run:Run, data, settings:dict[str, Config]) -> None:
     "Register everything with the checkpointer and go back to the newest checkpoint. Raises `CheckpointError` when the settings changed."
     from accelerate.utils import gather_object
@@ -407,11 +420,12 @@ def replay(folder:Path|str,                # a capture: <run>/captures/step-...
     run.stop = ", ".join(filter(None, [forward_backward(run), *before]))
     return run
 
-# %% ../../nbs/40_train/30_loop.ipynb #97831060
+# %% ../../nbs/40_train/30_loop.ipynb #68900128
 def save_model(path:Path|str, model:nn.Module, provenance:dict|None=None) -> None:
     "Write weights, the model's `config` and where they come from into one safetensors file."
     save_tensors(path, model.state_dict(), {"config": json.dumps(model.config.to_dict()), "provenance": json.dumps(provenance or {})})
 
+# %% ../../nbs/40_train/30_loop.ipynb #94891cf7
 def load_model(path:Path|str, build:Callable[[dict], nn.Module]) -> nn.Module:
     "A network in evaluation mode from `save_model`'s file; `build` makes it from the stored settings. Raises `ValueError` for other files."
     metadata, tensors = tensor_metadata(path), load_tensors(path)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# %% ../../nbs/40_train/32_probes.ipynb #06219a26
+# %% ../../nbs/40_train/32_probes.ipynb #78d3257f
 def _checked(features:Tensor, labels:Tensor) -> tuple[Tensor, Tensor]:
     "Features (N,D) as float32 with as many whole-number labels (N,). Raises `ValueError`."
     if features.ndim != 2 or labels.shape != features.shape[:1] or not len(features) or labels.is_floating_point():
@@ -20,6 +20,7 @@ def _checked(features:Tensor, labels:Tensor) -> tuple[Tensor, Tensor]:
     if not torch.isfinite(features).all(): raise ValueError("the features have NaN or infinite values; look at the encoder before you measure it")
     return features.detach().float(), labels
 
+# %% ../../nbs/40_train/32_probes.ipynb #2a94e3a9
 @torch.no_grad()
 def knn_accuracy(train:Tensor, train_labels:Tensor,  # (N,D) features and (N,) classes of the known samples
                  test:Tensor, test_labels:Tensor,    # (M,D), (M,)
@@ -51,11 +52,12 @@ def linear_accuracy(train:Tensor, train_labels:Tensor,  # (N,D), (N,)
     weights = torch.linalg.solve(gram, x.T @ (y - y.mean(0)))
     return float(((new @ weights + y.mean(0)).argmax(1) == test_labels).double().mean())
 
-# %% ../../nbs/40_train/32_probes.ipynb #df993693
+# %% ../../nbs/40_train/32_probes.ipynb #96378fbd
 def _plain(features:Tensor) -> Tensor:
     "Checked features in float64."
     return _checked(features, torch.zeros(len(features), dtype=torch.int64, device=features.device))[0].double()
 
+# %% ../../nbs/40_train/32_probes.ipynb #a65dd0a0
 @torch.no_grad()
 def effective_rank(features:Tensor, # (N,D)
                    centre:bool=False, # subtract the mean first; a collapsed encoder's remains then count as if they were large
@@ -66,12 +68,14 @@ def effective_rank(features:Tensor, # (N,D)
     if values[0] <= 1e-12*features.abs().max(): return 0.0
     return float(torch.special.entr(values/values.sum()).sum().exp())
 
+# %% ../../nbs/40_train/32_probes.ipynb #0e4d0e68
 @torch.no_grad()
 def spread(features:Tensor) -> float:
     "Standard deviation of features (N,D) scaled to length one, times the root of D: 1 on a filled sphere, 0 for one point. Raises `ValueError`."
     unit = F.normalize(_plain(features), dim=1)
     return float(unit.std(0, correction=0).mean()*unit.shape[1]**0.5)
 
+# %% ../../nbs/40_train/32_probes.ipynb #f1588de3
 @torch.no_grad()
 def assignment_entropy(logits:Tensor,         # (N,K) scores of K prototypes
                        temperature:float=1.0,

@@ -25,54 +25,56 @@ def unit_rows(x:Tensor,          # (..., d) any float type
     x = x/torch.where(alive, size, 1.0)
     return x/torch.where(alive, torch.linalg.vector_norm(x, dim=-1, keepdim=True), 1.0)
 
-# %% ../../../nbs/40_train/11_contrastive.ipynb #4254212c
-_CACHE = {"cpu": 2**19, "cuda": 2**25}   # logits a piece: 2 MB stay in a core's cache; a GPU wants fewer, larger pieces
+# %% ../../../nbs/40_train/11_contrastive.ipynb #51cfe19e
+_CACHE = {"cpu": 2**20, "cuda": 2**25}   # logits a piece: 4 MB stay near a core; a GPU wants fewer, larger pieces
 
-def _logits(anchors, keys, start, skip_self, drawn):
-    "Logits of a few anchors, -inf where a key is not seen, and the number of times that each key was drawn (or None)."
-    logits = anchors @ keys.T
+def _logits(anchors, keys, start, skip_self, drawn, into):
+    "Logits of a few anchors, written `into` a buffer, -inf where a key is not seen; and the number of times that each key was drawn (or None)."
+    logits = torch.mm(anchors, keys.T, out=into[:len(anchors)])
     if skip_self: logits.diagonal(start).fill_(-torch.inf)
     if drawn is None: return logits, None
     counts = torch.zeros_like(logits).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=logits.dtype))
     return logits.masked_fill_(counts == 0, -torch.inf), counts
 
-def _softmax_(logits, counts, own):
-    "Turn logits into probabilities in place, over the keys and, where given, one logit `own` (n, 1) beside them: (keys' share, own share, log of the sum)."
+def _exponentials_(logits, counts, own):
+    "In place, e^(logit - largest) times its count; with it the sum of a row, log of the true sum, and e^own where a logit `own` (n, 1) stands beside the keys."
     top = logits.amax(1, keepdim=True)
     if own is not None: top = torch.maximum(top, own)
     share = logits.sub_(top).exp_()
     if counts is not None: share.mul_(counts)
     total = share.sum(1, keepdim=True)
-    if own is not None: total = total + (own := (own - top).exp())
-    return share.div_(total), None if own is None else own/total, top + total.log()
+    if own is not None: total += (own := (own - top).exp())
+    return share, own, total, top + total.log()
 
-# %% ../../../nbs/40_train/11_contrastive.ipynb #1c3138a6
+# %% ../../../nbs/40_train/11_contrastive.ipynb #b62918e0
 class _OnePass(torch.autograd.Function):
-    "Weighted sum of `logsumexp(logits of a row) - logit of its positive`; the gradient is made on the way."
+    "Mean of `logsumexp(logits of a row) - logit of its positive`; the gradient is made on the way."
     @staticmethod
-    def forward(ctx, anchors, keys, positive, weight, extra, skip_self, drawn, train):
-        piece = max(16, _CACHE.get(anchors.device.type, 2**22)//max(1, len(keys)))
-        to_anchors, to_keys, to_positive = train and torch.empty_like(anchors), ctx.needs_input_grad[1] and train and torch.zeros_like(keys), -weight
-        value = -(weight*positive).sum()
+    def forward(ctx, anchors, keys, positive, extra, skip_self, drawn, train):
+        weight = 1/len(anchors)
+        piece = min(len(anchors), max(16, _CACHE.get(anchors.device.type, 2**22)//max(1, len(keys))))
+        to_anchors, to_positive, buffer = torch.empty_like(anchors), torch.full_like(positive, -weight), anchors.new_empty(piece, len(keys))
+        to_keys = torch.zeros_like(keys) if train and ctx.needs_input_grad[1] else None
+        value = -positive.mean()
         for start in range(0, len(anchors), piece):
             rows = slice(start, start + piece)
-            logits, counts = _logits(anchors[rows], keys, start, skip_self, None if drawn is None else drawn[rows])
-            share, own, log_sum = _softmax_(logits, counts, positive[rows, None] if extra else None)
-            value += weight[rows] @ log_sum[:, 0]
+            logits, counts = _logits(anchors[rows], keys, start, skip_self, None if drawn is None else drawn[rows], buffer)
+            share, own, total, log_sum = _exponentials_(logits, counts, positive[rows, None] if extra else None)
+            value += weight*log_sum.sum()
             if not train: continue
-            share.mul_(weight[rows, None])
-            torch.mm(share, keys, out=to_anchors[rows])
-            if to_keys is not False: to_keys.addmm_(share.T, anchors[rows])
-            if extra: to_positive[rows] += weight[rows]*own[:, 0]
-        if train: ctx.save_for_backward(to_anchors, to_keys if to_keys is not False else None, to_positive)
+            factor = weight/total      # makes shares of exponentials; applied to the narrow side of each product
+            torch.mm(share, keys, out=to_anchors[rows]).mul_(factor)
+            if to_keys is not None: to_keys.addmm_(share.T, anchors[rows]*factor)
+            if extra: to_positive[rows] += (own*factor)[:, 0]
+        if train: ctx.save_for_backward(to_anchors, to_keys, to_positive)
         return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        return *(None if g is None else g*gradient for g in ctx.saved_tensors), None, None, None, None, None
+        return *(None if g is None else g*gradient for g in ctx.saved_tensors), None, None, None, None
 
-# %% ../../../nbs/40_train/11_contrastive.ipynb #030c2b56
+# %% ../../../nbs/40_train/11_contrastive.ipynb #b9adb5b9
 def _check(temperature, *tensors) -> None:
     "Raise `ValueError` for embeddings or a temperature that cannot be meant."
     for x in tensors:
@@ -82,20 +84,20 @@ def _check(temperature, *tensors) -> None:
     low = float(temperature.detach() if isinstance(temperature, Tensor) else temperature)
     if not low > 0: raise ValueError(f"temperature={low}; it must be positive (0.07 and 0.1 are customary)")
 
-def _mean_weight(valid, n:int, like:Tensor) -> Tensor:
-    "1/(number of valid anchors) at valid anchors, 0 elsewhere."
-    if valid is None: return like.new_full((n,), 1/n)
-    if valid.shape != (n,): raise ValueError(f"`valid` marks anchors, so it has shape ({n},), got {tuple(valid.shape)}")
-    mask = valid.to(like.dtype)
-    return mask/mask.sum().clamp_min(1)
+def _selected(valid, *rows):
+    "The rows of each tensor (or None) at valid anchors. What stands in the others is never read: it may be NaN, and zero times NaN is NaN."
+    if valid is None: return rows
+    if valid.shape != rows[0].shape[:1] or valid.dtype != torch.bool: raise ValueError(f"`valid` marks anchors, so it is ({len(rows[0])},) of bool, got {tuple(valid.shape)} of {valid.dtype}")
+    return tuple(None if x is None else x[valid] for x in rows)
 
-def _loss(anchors, keys, positive, valid, temperature, extra=False, skip_self=False, drawn=None) -> Tensor:
-    "The one pass over unit rows; `positive` (N, d) are the embeddings of the positives."
+def _loss(anchors, keys, positive, temperature, extra=False, skip_self=False, drawn=None) -> Tensor:
+    "The one pass over unit rows; `positive` (N, d) are the embeddings of the positives. 0 that still hangs on its inputs where N is 0."
+    if len(anchors) == 0: return anchors.sum() + keys[:0].sum() + positive.sum()
     scaled = anchors/temperature
     train = torch.is_grad_enabled() and any(x.requires_grad for x in (scaled, keys, positive))
-    return _OnePass.apply(scaled, keys, (scaled*positive).sum(1), _mean_weight(valid, len(anchors), scaled), extra, skip_self, drawn, train)
+    return _OnePass.apply(scaled, keys, (scaled*positive).sum(1), extra, skip_self, drawn, train)
 
-# %% ../../../nbs/40_train/11_contrastive.ipynb #b355c138
+# %% ../../../nbs/40_train/11_contrastive.ipynb #2eb0853f
 def info_nce(anchors:Tensor,             # (N, d) any length; they are normalised here
              keys:Tensor,                # (M, d)
              positive:Tensor|None=None,  # (N,) int64: row of `keys` that belongs to each anchor; None: row i to anchor i
@@ -108,10 +110,11 @@ def info_nce(anchors:Tensor,             # (N, d) any length; they are normalise
     _check(temperature, anchors, keys)
     if positive is None and len(keys) < len(anchors): raise ValueError(f"{len(anchors)} anchors but {len(keys)} keys; say with `positive` which key belongs to which anchor")
     with torch.autocast(anchors.device.type, enabled=False):
-        a, k = unit_rows(anchors), unit_rows(keys)
-        return _loss(a, k, k[:len(a)] if positive is None else k[positive], valid, temperature)
+        k = unit_rows(keys)
+        a, own = _selected(valid, anchors, k[:len(anchors)] if positive is None else k[positive])
+        return _loss(unit_rows(a), k, own, temperature)
 
-# %% ../../../nbs/40_train/11_contrastive.ipynb #35068afb
+# %% ../../../nbs/40_train/11_contrastive.ipynb #a71b9022
 def nt_xent(view_a:Tensor, # (N, d)
             view_b:Tensor, # (N, d) the same samples in the same order
             temperature:float|Tensor=0.5,
@@ -124,9 +127,9 @@ def nt_xent(view_a:Tensor, # (N, d)
     with torch.autocast(view_a.device.type, enabled=False):
         a, b = unit_rows(view_a), unit_rows(view_b)
         views = torch.cat([a, b])
-        return _loss(views, views, torch.cat([b, a]), None, temperature, skip_self=True)
+        return _loss(views, views, torch.cat([b, a]), temperature, skip_self=True)
 
-# %% ../../../nbs/40_train/11_contrastive.ipynb #0507dc74
+# %% ../../../nbs/40_train/11_contrastive.ipynb #6dd637bb
 def symmetric_info_nce(a:Tensor,                      # (N, d) one modality
                        b:Tensor,                      # (N, d) another; row i belongs to row i
                        temperature:float|Tensor=0.07, # a tensor may be learnt
@@ -134,12 +137,11 @@ def symmetric_info_nce(a:Tensor,                      # (N, d) one modality
                       ) -> Tensor:
     "Mean of both directions of InfoNCE between paired rows (CLIP, fig. 3): a scalar; 0 with zero gradient for fewer than two valid samples."
     if a.shape != b.shape: raise ValueError(f"paired rows have one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
-    if valid is not None:
-        if not valid.any(): return (in_float32(a).sum() + in_float32(b).sum())*0.0
-        a, b = a[valid], b[valid]
+    a, b = _selected(valid, a, b)
+    if len(a) == 0 and valid is not None: return in_float32(a).sum() + in_float32(b).sum()
     return (info_nce(a, b, None, temperature) + info_nce(b, a, None, temperature))/2
 
-# %% ../../../nbs/40_train/11_contrastive.ipynb #1599c4ea
+# %% ../../../nbs/40_train/11_contrastive.ipynb #c278bb88
 def bank_info_nce(anchors:Tensor,            # (N, d)
                   positives:Tensor,          # (N, d) fresh embeddings (their gradient flows unless detached) or rows of a bank
                   bank:Tensor,               # (M, d) constant; rows are taken to be unit vectors, as `hclab.train.memory_bank` keeps them
@@ -154,9 +156,10 @@ def bank_info_nce(anchors:Tensor,            # (N, d)
     if anchors.shape != positives.shape: raise ValueError(f"one positive an anchor: expected {tuple(anchors.shape)}, got {tuple(positives.shape)}")
     if drawn is not None and (drawn.ndim != 2 or len(drawn) != len(anchors)): raise ValueError(f"`drawn` is (N, K) with N={len(anchors)}, got {tuple(drawn.shape)}")
     with torch.autocast(anchors.device.type, enabled=False):
-        return _loss(unit_rows(anchors), in_float32(bank.detach()), unit_rows(positives), valid, temperature, extra=True, drawn=drawn)
+        a, p, drawn = _selected(valid, anchors, positives, drawn)
+        return _loss(unit_rows(a), in_float32(bank.detach()), unit_rows(p), temperature, extra=True, drawn=drawn)
 
-# %% ../../../nbs/40_train/11_contrastive.ipynb #7fc9d54a
+# %% ../../../nbs/40_train/11_contrastive.ipynb #215a11d6
 def _both(present, source, target):
     "Samples that have both modalities; None when all have."
     masks = [present[m] for m in (source, target) if present and present.get(m) is not None]
@@ -176,6 +179,4 @@ def cross_modal_info_nce(features:dict[str, Tensor],               # modality ->
     positives = features if positives is None else positives
     for kind, given in (("bank", banks), ("positives", positives)):
         if missing := [m for m in features if m not in given]: raise ValueError(f"no {kind} for {missing[0]!r}; given: {', '.join(given)}")
-    units = {m: unit_rows(x) for m, x in features.items()}
-    targets = units if positives is features else {m: unit_rows(x) for m, x in positives.items()}
-    return {f"{s}->{t}": bank_info_nce(units[s], targets[t], banks[t], drawn, temperature, _both(present, s, t)) for t in features for s in features if s != t}
+    return {f"{s}->{t}": bank_info_nce(features[s], positives[t], banks[t], drawn, temperature, _both(present, s, t)) for t in features for s in features if s != t}
