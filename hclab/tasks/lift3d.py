@@ -116,13 +116,14 @@ def make_split(config:LiftDataConfig, split:str) -> LiftSet:
              for performer in split_performers(config, split) for action in config.actions]
     return make_set(clips, split_cameras(split), config)
 
-# %% ../../nbs/50_tasks/01_lift3d.ipynb #bd694a86
+# %% ../../nbs/50_tasks/01_lift3d.ipynb #39c5965c
 @torch.no_grad()
 def predict3d(model:Callable, joints2d:torch.Tensor, layout:str="H36M16", batch:int=4096) -> torch.Tensor:
-    "Lift (N,J,2) screen joints to (N,J,3) metres with the hip at the origin; a module is put in evaluation mode and back."
+    "Lift (N,J,2) screen joints to (N,J,3) metres with the hip at the origin, on the model's device and back; a module is put in evaluation mode meanwhile."
     training = getattr(model, "training", False)
+    place = next(model.parameters()).device if isinstance(model, torch.nn.Module) and any(True for _ in model.parameters()) else joints2d.device
     if isinstance(model, torch.nn.Module): model.eval()
-    try: joints = torch.cat([model(part) for part in joints2d.split(batch)])
+    try: joints = torch.cat([model(part.to(place)).to(joints2d.device) for part in joints2d.split(batch)])
     finally:
         if isinstance(model, torch.nn.Module): model.train(training)
     root = skeleton(layout).root

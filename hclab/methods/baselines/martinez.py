@@ -92,7 +92,7 @@ def clip_weights(model:Martinez) -> None:
     for layer in model.modules() if limit else ():
         if isinstance(layer, nn.Linear): layer.weight.mul_((limit/layer.weight.norm().clamp_min(1e-12)).clamp_max(1.0))
 
-# %% ../../../nbs/60_methods/baselines/01_martinez.ipynb #de67212e
+# %% ../../../nbs/60_methods/baselines/01_martinez.ipynb #bd3746f9
 @dataclass(frozen=True)
 class MartinezArm(Config):
     "Everything that decides the numbers of one arm."
@@ -106,7 +106,7 @@ def train_arm(config:MartinezArm, seed:int, folder:Path|None=None) -> dict:
     train, val, test = (make_split(config.data, split) for split in ("train", "val", "test"))
     with seeded(seed): model = fit_statistics(Martinez(config.model), train.joints2d, train.joints3d)
     untrained = evaluate(model, val)["mpjpe"].value
-    curve = fit(model, lambda step: train.batch(step, config.loop.batch, seed), loss, config.loop, folder=folder, seed=seed,
+    curve = fit(model, lambda number: train.batch(number, config.loop.batch, seed), loss, config.loop, folder=folder, seed=seed, settings=config,
                 after_step=clip_weights, evaluate=lambda m: {"val_mpjpe": watch_mpjpe(m, val)})
     scores = {split: {k: r.value for k, r in evaluate(model, data).items()} for split, data in (("val", val), ("test", test))}
     return {**{f"{s}_{k}": v for s, rows in scores.items() for k, v in rows.items()}, "untrained_val_mpjpe": untrained,
