@@ -152,7 +152,7 @@ class _Fetch:
             except Exception as e: failures.append(_account(self.dataset, index, epoch, e))
         return self.collate(samples) if samples else None
 
-# %% ../../nbs/20_data/90_loading.ipynb #9d9c1ac9
+# %% ../../nbs/20_data/90_loading.ipynb #acca163d
 class Loader:
     "Batches of a data set, the same for every number of workers; iterating goes from the current position to the end of the epoch."
     def __init__(self, dataset,                     # see "What a data set is"
@@ -188,7 +188,7 @@ class Loader:
         data = self.check.hash() if hasattr(self.check, "hash") else None
         return dict(samples=self.samples, batch=self.batch, seed=self.seed, shuffle=self.shuffle, last=self.last, world=self.world, on_bad=self.on_bad, data=data)
 
-_POLL = 2.0  # seconds between two looks at workers that have not answered
+_POLL = 1.0  # seconds between two looks at workers that have not answered
 
 # %% ../../nbs/20_data/90_loading.ipynb #a6729926
 class _Keys:
