@@ -155,7 +155,7 @@ def test_ranks_share_an_epoch(samples, batch, world, last, epoch):
     seen = [int(i) for r in ranks for b in r for i in b]
     assert len(set(seen)) == len(seen) == (samples if last == "keep" else samples // (batch * world) * batch * world)
     assert len({len(r) for r in ranks}) == 1 and min(len(b) for r in ranks for b in r) >= 1
-    for parts in zip(*ranks):
+    for parts in zip(*ranks, strict=True):
         assert max(map(len, parts)) - min(map(len, parts)) <= (0 if last == "drop" else 1)
     for g in range(samples // (batch * world) - 1):
         assert torch.cat([r[g] for r in ranks]).sort()[0].equal(order[g * batch * world:(g + 1) * batch * world].sort()[0])
