@@ -11,9 +11,10 @@ __all__ = ['MAX_JSON', 'MAX_DEPTH', 'MAX_HEADER', 'MAX_DIMENSIONS', 'MAX_PRODUCT
            'Snapshot', 'damage', 'list_snapshots', 'save_snapshot', 'newest_valid', 'prune_snapshots', 'FolderLocked',
            'file_lock']
 
-# %% ../../nbs/00_core/02_io.ipynb #bb784350
+# %% ../../nbs/00_core/02_io.ipynb #42728578
 import errno, hashlib, json, math, os, re, shutil, socket, time, warnings
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -217,12 +218,43 @@ def _plain(name:str, tensor, path) -> "Tensor":
                               f"{', '.join(_TYPES.values())} in at most {MAX_DIMENSIONS} dimensions can be kept")
     return tensor.detach().resolve_neg().contiguous()
 
-# %% ../../nbs/00_core/02_io.ipynb #ad55b760
+# %% ../../nbs/00_core/02_io.ipynb #7cc0caae
+def _sync_and_hash(path:Path) -> str:
+    "Force a file to the disk; its SHA-256."
+    with open(path, "rb") as f, ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(file_sha256, path)
+        os.fsync(f.fileno())
+        return digest.result()
+
+def _stream_tensors(path:Path, tensors:dict, text:dict|None, needed:int) -> str:
+    "Let the library write `tensors`, then give the file the name `path`. Returns its SHA-256."
+    from safetensors.torch import save_file
+    if not path.parent.is_dir(): raise NotWritable(errno.ENOENT, "there is no such folder; make it first", str(path.parent))
+    temp = temp_path(path.parent)
+    file = temp/"tensors"
+    with disk_guard(path, needed):
+        try:
+            temp.mkdir()
+            with open(file, "xb") as f: mode = os.fstat(f.fileno()).st_mode
+            try: save_file(tensors, file, text)
+            except (SafetensorError, ValueError, TypeError) as e:
+                if found := re.search(r"os error (\d+)", str(e)): raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from e
+                raise TensorFileError(f"{path}: safetensors cannot hold these tensors: {e}") from e
+            with open(file, "rb") as f: length = int.from_bytes(f.read(8), "little")
+            if length > MAX_HEADER: raise TensorFileError(f"{path}: the header would take {length:,} bytes, at most {MAX_HEADER:,} are read back")
+            os.chmod(file, mode & 0o777)
+            digest = _sync_and_hash(file)
+            os.replace(file, path)
+            temp.rmdir()
+            sync_folder(path.parent)
+        finally: remove_temp(temp)
+    return digest
+
+# %% ../../nbs/00_core/02_io.ipynb #24889278
 def save_tensors(path, tensors:"Mapping[str, Tensor]",        # name -> tensor of any shape, on any device
                  metadata:Mapping[str, str]|None=None,        # text to keep with them
-                ):
-    "Write a safetensors file atomically. The same tensors and metadata give the same bytes. Raises `TensorFileError`, `DiskFull`."
-    from safetensors.torch import save
+                ) -> str:
+    "Write a safetensors file atomically and return its SHA-256. The same tensors and metadata give the same bytes. Raises `TensorFileError`, `DiskFull`."
     plain, taken = {}, set()
     for name, tensor in tensors.items():
         t = _plain(name, tensor, path)
@@ -230,10 +262,8 @@ def save_tensors(path, tensors:"Mapping[str, Tensor]",        # name -> tensor o
         plain[name] = t.clone() if memory in taken else t
         taken.add(memory)
     if not all(isinstance(x, str) for pair in (metadata or {}).items() for x in pair): raise TensorFileError(f"{path}: metadata must be text, got {metadata!r}")
-    try: data = save(plain, {METADATA: json.dumps(metadata, sort_keys=True)} if metadata else None)
-    except (SafetensorError, ValueError, TypeError) as e: raise TensorFileError(f"{path}: safetensors cannot hold these tensors: {e}") from e
-    if (length := int.from_bytes(data[:8], "little")) > MAX_HEADER: raise TensorFileError(f"{path}: the header would take {length:,} bytes, at most {MAX_HEADER:,} are read back")
-    atomic_write(path, data)
+    text = {METADATA: json.dumps(metadata, sort_keys=True)} if metadata else None
+    return _stream_tensors(Path(path), plain, text, needed=sum(t.nbytes + 100 for t in plain.values()))  # 100: about what the header says of a tensor
 
 # %% ../../nbs/00_core/02_io.ipynb #1e8f335b
 @contextmanager
@@ -309,7 +339,7 @@ def load_tensors(path,
         for name, tensor in tensors.items(): _check_finite(tensor, name, path)
     return tensors
 
-# %% ../../nbs/00_core/02_io.ipynb #4a03e3f1
+# %% ../../nbs/00_core/02_io.ipynb #370d2fae
 MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
@@ -319,11 +349,11 @@ class Manifest:
     order: int = 0
 
     @classmethod
-    def of(cls, folder, order:int=0) -> Self:
-        "The manifest of the files in `folder` as they are now; hidden files and the manifest itself are left out."
+    def of(cls, folder, order:int=0, known:Mapping[str, str]|None=None) -> Self:
+        "The manifest of the files in `folder` as they are now; hidden files and the manifest itself are left out. `known`: digests that need not be computed again."
         paths = sorted(p for p in Path(folder).rglob("*") if p.is_file())
         names = {p.relative_to(folder).as_posix(): p for p in paths}
-        return cls({n: (p.stat().st_size, file_sha256(p)) for n, p in names.items() if n != MANIFEST and not any(s[0] == "." for s in n.split("/"))}, order)
+        return cls({n: (p.stat().st_size, (known or {}).get(n) or file_sha256(p)) for n, p in names.items() if n != MANIFEST and not any(s[0] == "." for s in n.split("/"))}, order)
 
     def to_json(self) -> str:
         "The one text of this manifest."
@@ -398,7 +428,7 @@ def damage(folder) -> list[str]:
     except FileNotFoundError: return ["it has no manifest"]
     except (JsonError, OSError) as e: return [str(e)]
 
-# %% ../../nbs/00_core/02_io.ipynb #b6b54df1
+# %% ../../nbs/00_core/02_io.ipynb #db4f703f
 def _order(folder:Path) -> int:
     "The number of a snapshot; -1 where its manifest cannot be read."
     try: return read_manifest(folder).order
@@ -415,7 +445,7 @@ def _check_name(name:str):
         raise SnapshotError(f"{name!r} cannot name a snapshot or one of its files: letters, digits and _ . = - are allowed, at most 100, not {MANIFEST!r}")
 
 def save_snapshot(root, name:str,                             # new name, e.g. "step-000100"
-                  writers:Mapping[str, Callable[[Path], Any]] # file name -> function that writes the file at the path it is given
+                  writers:Mapping[str, Callable[[Path], Any]] # file name -> function that writes the file at the path it is given; it may return the SHA-256 of what it wrote, as `save_tensors` does
                  ) -> Snapshot:
     "Write a snapshot `root/name` as a whole or not at all. Raises `SnapshotError` if a sound one of that name exists, `DiskFull` if there is no room."
     root = preflight(root)
@@ -433,21 +463,23 @@ def save_snapshot(root, name:str,                             # new name, e.g. "
         for path in (temp, aside): remove_temp(path)
     return Snapshot(target, manifest)
 
-# %% ../../nbs/00_core/02_io.ipynb #6ea08db9
+# %% ../../nbs/00_core/02_io.ipynb #84c95aa9
 def _write_files(temp:Path, target:Path, writers, order:int) -> Manifest:
     "Fill `temp`: the files, forced to the disk, and the manifest last."
+    known = {}
     for file, write in writers.items():
         sizes = [p.stat().st_size for p in temp.iterdir()]
-        with disk_guard(target/file, needed=sum(sizes)): write(temp/file)  # a writer of ours raises DiskFull with its own size
+        with disk_guard(target/file, needed=sum(sizes)): digest = write(temp/file)  # a writer of ours raises DiskFull with its own size
         if not (temp/file).is_file(): raise SnapshotError(f"the writer of {file!r} made no file at the path it was given")
         with open(temp/file, "rb") as f: os.fsync(f.fileno())
+        if isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest): known[file] = digest
     with disk_guard(target/MANIFEST):
-        manifest = Manifest.of(temp, order)
+        manifest = Manifest.of(temp, order, known)
         manifest.write(temp)
         sync_folder(temp)
     return manifest
 
-# %% ../../nbs/00_core/02_io.ipynb #785dd246
+# %% ../../nbs/00_core/02_io.ipynb #9ecc63aa
 def newest_valid(root) -> Snapshot|None:
     "The newest sound snapshot under `root`; None where none was ever saved. Raises `SnapshotError` if all are damaged; warns of what it skipped."
     skipped, found = [], None
@@ -462,12 +494,13 @@ def newest_valid(root) -> Snapshot|None:
     if notes: warnings.warn(f"{root}: {f'using {found.name}' if found else 'no snapshot yet'}; {'; '.join(notes)}", SnapshotWarning, stacklevel=2)
     return found
 
-def prune_snapshots(root, keep:int=3 # how many of the newest stay
+def prune_snapshots(root, keep:int=3,    # how many of the newest stay
+                    known:str|None=None  # name of a snapshot that was just written or read, so that it need not be hashed again
                    ) -> list[str]:
     "Remove old snapshots and return their names. A sound one always stays: if the newest `keep` are all damaged, more are kept."
     if keep < 1: raise SnapshotError(f"keep={keep}: at least one snapshot must stay")
     folders = list_snapshots(root)
-    sound = next((i for i, folder in enumerate(folders) if not damage(folder)), len(folders))
+    sound = next((i for i, folder in enumerate(folders) if folder.name == known or not damage(folder)), len(folders))
     doomed = folders[max(keep, sound + 1):]
     for folder in doomed:
         grave = temp_path(Path(root))

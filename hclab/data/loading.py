@@ -6,9 +6,9 @@
 __all__ = ['BAD_DATA', 'sample_seed', 'sample_generator', 'LoadingError', 'epoch_order', 'deal', 'drawer', 'TensorRows',
            'BadSample', 'Loader', 'WorkerError', 'close', 'forever', 'state_dict', 'load_state_dict', 'FolderWatch']
 
-# %% ../../nbs/20_data/90_loading.ipynb #885debc8
+# %% ../../nbs/20_data/90_loading.ipynb #2a398f97
 import functools, hashlib, inspect, multiprocessing, os, signal, threading, time, traceback, warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from ..core.config import did_you_mean
 from ..core.io import Manifest
 from ..core.sample import collate
 
-# %% ../../nbs/20_data/90_loading.ipynb #aa06aaf3
+# %% ../../nbs/20_data/90_loading.ipynb #2e70ae74
 _32 = 2**32 - 1
 
 @functools.lru_cache(1024)
@@ -32,6 +32,7 @@ def _epoch_key(seed:int, epoch:int) -> tuple[int, int]:
     digest = hashlib.blake2b(f"{seed},{epoch}".encode(), digest_size=8).digest()
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
 
+# %% ../../nbs/20_data/90_loading.ipynb #bac6fbf2
 def sample_seed(seed:int, epoch:int, index:int) -> int:
     "A number below 2**32; all indices of one epoch get different ones."
     first, last = _epoch_key(seed, epoch)
@@ -44,15 +45,17 @@ def sample_generator(seed:int, epoch:int, index:int) -> torch.Generator:
     "The generator of one sample in one epoch, on the CPU."
     return torch.Generator().manual_seed(sample_seed(seed, epoch, index))
 
-# %% ../../nbs/20_data/90_loading.ipynb #72cee494
+# %% ../../nbs/20_data/90_loading.ipynb #d7285e5c
 class LoadingError(ValueError):
     "A loader that was set up wrongly, or a data set that breaks its contract."
 
+# %% ../../nbs/20_data/90_loading.ipynb #6d219d9f
 def epoch_order(samples:int, seed:int, epoch:int, shuffle:bool=True) -> Tensor:
     "The indices 0 .. samples - 1 (samples,) in the order of this epoch."
     if not shuffle: return torch.arange(samples)
     return torch.randperm(samples, generator=torch.Generator().manual_seed(_epoch_key(seed, epoch)[0]))
 
+# %% ../../nbs/20_data/90_loading.ipynb #9a651846
 def deal(order:Tensor, batch:int,      # samples a rank and step
          rank:int=0, world:int=1,
          last:str="drop",              # what is left over: "drop" or "keep"
@@ -69,7 +72,7 @@ def deal(order:Tensor, batch:int,      # samples a rank and step
     if batches: return batches
     raise LoadingError(f"{len(order)} samples make no batch of {batch} on each of {world} ranks; take a smaller batch" + (", or last='keep'" if last == "drop" and len(order) >= world else ""))
 
-# %% ../../nbs/20_data/90_loading.ipynb #005b8f0c
+# %% ../../nbs/20_data/90_loading.ipynb #755a6208
 def drawer(dataset) -> Callable[[int, torch.Generator], Any]:
     "The function (index, generator) -> sample of a data set. Raises `LoadingError` if it has none."
     if hasattr(dataset, "sample"): return dataset.sample
@@ -78,6 +81,7 @@ def drawer(dataset) -> Callable[[int, torch.Generator], Any]:
     except (TypeError, ValueError): takes = False     # written in C: no signature, and no generator either
     return (lambda index, generator: dataset.__getitem__(index, generator=generator)) if takes else (lambda index, generator: dataset[index])
 
+# %% ../../nbs/20_data/90_loading.ipynb #5db2ca3f
 class TensorRows:
     "A data set of tensors in memory, all (N, ...). `noise` adds Gaussian noise of that standard deviation to a key, drawn for each sample and epoch."
     def __init__(self, tensors:Mapping[str, Tensor], noise:Mapping[str, float]|None=None):
@@ -95,7 +99,7 @@ class TensorRows:
             batch[key] = batch[key] + sigma*torch.stack([torch.randn(batch[key].shape[1:], generator=g) for g in generators])
         return batch
 
-# %% ../../nbs/20_data/90_loading.ipynb #09ac1705
+# %% ../../nbs/20_data/90_loading.ipynb #93181bcd
 BAD_DATA = (OSError, ValueError, EOFError)   # what readers raise for a damaged or wrong file
 _PID, _EPOCH, _INDEX, _BUSY = range(4)       # columns of the table that workers write
 
@@ -103,12 +107,14 @@ class BadSample(LoadingError):
     "A sample that could not be loaded. `index`: which one."
     index: int = -1
 
+# %% ../../nbs/20_data/90_loading.ipynb #669c7990
 def _account(dataset, index:int, epoch:int, error:BaseException) -> dict:
     "What is known about a failure, as plain values that any process can send."
     where = dataset.where(index) if hasattr(dataset, "where") else getattr(error, "filename", None)
     name = f"sample {index} of epoch {epoch}" + (f" ({where})" if where else "")
     return dict(index=index, bad=isinstance(error, BAD_DATA), text=f"{name}: {type(error).__name__}: {error}", trace=traceback.format_exc(limit=-4))
 
+# %% ../../nbs/20_data/90_loading.ipynb #7fbf7c2a
 def _globals() -> tuple:
     "States of the global generators that an augmentation might use by mistake."
     name, words, position, *_ = np.random.get_state()
@@ -152,7 +158,7 @@ class _Fetch:
             except Exception as e: failures.append(_account(self.dataset, index, epoch, e))
         return self.collate(samples) if samples else None
 
-# %% ../../nbs/20_data/90_loading.ipynb #9d9c1ac9
+# %% ../../nbs/20_data/90_loading.ipynb #acca163d
 class Loader:
     "Batches of a data set, the same for every number of workers; iterating goes from the current position to the end of the epoch."
     def __init__(self, dataset,                     # see "What a data set is"
@@ -188,9 +194,9 @@ class Loader:
         data = self.check.hash() if hasattr(self.check, "hash") else None
         return dict(samples=self.samples, batch=self.batch, seed=self.seed, shuffle=self.shuffle, last=self.last, world=self.world, on_bad=self.on_bad, data=data)
 
-_POLL = 2.0  # seconds between two looks at workers that have not answered
+_POLL = 1.0  # seconds between two looks at workers that have not answered
 
-# %% ../../nbs/20_data/90_loading.ipynb #a6729926
+# %% ../../nbs/20_data/90_loading.ipynb #59cd82b6
 class _Keys:
     "The keys of the rest of the current epoch."
     def __init__(self, loader:Loader): self.loader = loader
@@ -203,8 +209,10 @@ class _Keys:
 
     def __len__(self) -> int: return self.loader.length - self.loader.batch_index
 
+# %% ../../nbs/20_data/90_loading.ipynb #0a4915c5
 def _identity(batch): return batch
 
+# %% ../../nbs/20_data/90_loading.ipynb #e229c643
 def _start(loader:Loader) -> Iterator:
     "An iterator over the rest of the epoch; starts the workers the first time."
     if loader._loader is None:
@@ -217,17 +225,19 @@ def _start(loader:Loader) -> Iterator:
     if main and hasattr(signal, "SIGCHLD"): _no_interruption(handler)
     return iterator
 
+# %% ../../nbs/20_data/90_loading.ipynb #a94f0521
 def _no_interruption(handler) -> None:
     "Take back torch's signal handler, which raises wherever the main process happens to be; we look at the workers while we wait for a batch."
     torchs = lambda h: getattr(h, "__module__", "").startswith("torch.utils.data")
     if torchs(signal.getsignal(signal.SIGCHLD)): signal.signal(signal.SIGCHLD, signal.SIG_DFL if handler is None or torchs(handler) else handler)
 
-# %% ../../nbs/20_data/90_loading.ipynb #afe3314c
+# %% ../../nbs/20_data/90_loading.ipynb #1018aed1
 class WorkerError(RuntimeError):
     "A worker died or hangs. `worker`: its number; `index`: the sample it was working on."
     worker: int = -1
     index: int = -1
 
+# %% ../../nbs/20_data/90_loading.ipynb #980e0847
 def close(self) -> None:
     "End the workers and wait for them. The loader can be used again and starts new ones."
     processes, self._processes, self._loader = self._processes, [], None
@@ -240,6 +250,7 @@ def close(self) -> None:
         if process.is_alive():
             with suppress(RuntimeError): process.kill(); process.join(10)
 
+# %% ../../nbs/20_data/90_loading.ipynb #0faf0bf5
 def _worker_error(loader:Loader, cause:BaseException, waited:float) -> WorkerError:
     "Who failed, and at what. Ends all workers."
     alive = {p.pid for p in multiprocessing.active_children()}
@@ -262,7 +273,7 @@ def _worker_error(loader:Loader, cause:BaseException, waited:float) -> WorkerErr
 
 Loader.close = close
 
-# %% ../../nbs/20_data/90_loading.ipynb #e611ffe5
+# %% ../../nbs/20_data/90_loading.ipynb #9a31f016
 def _next(loader:Loader, iterator:Iterator) -> tuple|None:
     "The next batch with its account, None at the end of the epoch. Raises `WorkerError`."
     began = time.monotonic()
@@ -275,6 +286,7 @@ def _next(loader:Loader, iterator:Iterator) -> tuple|None:
             if waited < loader.timeout and all(p.pid in alive for p in loader._processes): continue
             raise _worker_error(loader, e, waited) from None
 
+# %% ../../nbs/20_data/90_loading.ipynb #2ad13fd4
 def _count(loader:Loader, batch, rows:int, failures:list[dict]) -> None:
     "Apply the policy for bad samples. Raises `BadSample`."
     loader.seen, loader.skipped = loader.seen + rows, loader.skipped + len(failures)
@@ -293,7 +305,7 @@ def _count(loader:Loader, batch, rows:int, failures:list[dict]) -> None:
     loader.close()
     raise error
 
-# %% ../../nbs/20_data/90_loading.ipynb #0218f3ef
+# %% ../../nbs/20_data/90_loading.ipynb #529f0fd0
 def _check_data(loader:Loader) -> None:
     "Raise `LoadingError` if the data are not those that the loader was made for."
     lines = list(loader.check()) if loader.check else []
@@ -301,6 +313,7 @@ def _check_data(loader:Loader) -> None:
     if lines: loader.close(); raise LoadingError(f"the data changed before epoch {loader.epoch}: " + "; ".join(lines[:8]) + (f"; and {len(lines) - 8} more" if len(lines) > 8 else "")
                                                  + ". Restore them, or begin a new run with these data")
 
+# %% ../../nbs/20_data/90_loading.ipynb #79c1fe23
 def _iterate(self) -> Iterator:
     "Batches from the current position to the end of the epoch. Raises `BadSample`, `WorkerError`, `LoadingError`."
     _check_data(self)
@@ -323,11 +336,12 @@ def forever(self) -> Iterator:
 
 Loader.__iter__, Loader.forever = _iterate, forever
 
-# %% ../../nbs/20_data/90_loading.ipynb #72168254
+# %% ../../nbs/20_data/90_loading.ipynb #053f30f0
 def state_dict(self) -> dict[str, Any]:
     "The position, and what must agree for it to mean the same samples."
     return dict(epoch=self.epoch, batch_index=self.batch_index, seen=self.seen, skipped=self.skipped, signature=self.signature())
 
+# %% ../../nbs/20_data/90_loading.ipynb #c89f53ef
 def load_state_dict(self, state:Mapping[str, Any]) -> None:
     "Go to a position that `state_dict` returned. Raises `LoadingError` if it belongs to another stream."
     old, new = state["signature"], self.signature()

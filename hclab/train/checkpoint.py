@@ -23,7 +23,7 @@ from ..core.config import Config, did_you_mean
 from ..core.io import (DiskFull, Snapshot, SnapshotWarning, damage, load_tensors, newest_valid, preflight, prune_snapshots,
                            read_manifest, save_snapshot, save_tensors, write_json)
 
-# %% ../../nbs/40_train/20_checkpoint.ipynb #e1f7af13
+# %% ../../nbs/40_train/20_checkpoint.ipynb #084ed1c6
 class CheckpointError(ValueError):
     "A checkpoint that cannot be written as asked, or that does not fit the run that wants to go on from it."
 
@@ -35,13 +35,14 @@ def _keep(tensor:Tensor, path:str, tensors:dict[str, Tensor]) -> str:
     tensors[path] = tensor.detach()
     return path
 
+# %% ../../nbs/40_train/20_checkpoint.ipynb #09f3bc1c
 def _split_array(array:np.ndarray, path:str, tensors:dict) -> dict:
     "Arrays are kept as bytes, since numpy has types that safetensors files of torch do not."
     if array.dtype.kind not in "biufc": raise CheckpointError(f"{path!r} is an array of {array.dtype}; only arrays of numbers can be kept without a pickle")
     data = torch.frombuffer(bytearray(array.tobytes()), dtype=torch.uint8) if array.size else torch.zeros(0, dtype=torch.uint8)
     return {"$array": _keep(data, path, tensors), "dtype": array.dtype.str, "shape": list(array.shape)}
 
-# %% ../../nbs/40_train/20_checkpoint.ipynb #9e2d8c0c
+# %% ../../nbs/40_train/20_checkpoint.ipynb #78a96bf5
 def _split(value, path:str, tensors:dict) -> Any:
     "The JSON form of `value`; its tensors are added to `tensors`."
     inside = lambda key: f"{path}.{key}" if path else str(key)
@@ -59,6 +60,7 @@ def _split(value, path:str, tensors:dict) -> Any:
     raise CheckpointError(f"{path or 'the state'!r} is a {type(value).__name__}; a state may hold tensors, arrays, numbers, text, None, lists, tuples and dicts of these: "
                           "let its state_dict() return the numbers that it is made of")
 
+# %% ../../nbs/40_train/20_checkpoint.ipynb #37d4c5f5
 def split_state(state) -> tuple[dict[str, Tensor], Any]:
     "A tree of tensors and plain values as (name -> tensor, JSON-ready values). Tensors share their memory. Raises `CheckpointError` naming what cannot be kept."
     tensors = {}
@@ -77,13 +79,14 @@ def join_state(tensors:Mapping[str, Tensor], plain) -> Any:
     if "$float" in plain: return float(plain["$float"])
     return {k: join_state(tensors, v) for k, v in plain.items()}
 
-# %% ../../nbs/40_train/20_checkpoint.ipynb #4fcca98c
+# %% ../../nbs/40_train/20_checkpoint.ipynb #88e7fb69
 def rng_state() -> dict[str, Any]:
     "States of the global generators of this process: Python, numpy, torch on the CPU and on each CUDA device in use."
     version, words, gauss = random.getstate()
     return {"python": {"version": version, "words": np.array(words, np.uint32), "gauss": gauss}, "numpy": np.random.get_state(legacy=False),
             "torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []}
 
+# %% ../../nbs/40_train/20_checkpoint.ipynb #230160d6
 def set_rng_state(state:Mapping[str, Any]) -> None:
     "Put back what `rng_state` returned. Raises `CheckpointError` if it had CUDA devices and this machine has another number of them."
     cuda, here = state["cuda"], torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -95,7 +98,7 @@ def set_rng_state(state:Mapping[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if cuda: torch.cuda.set_rng_state_all(cuda)
 
-# %% ../../nbs/40_train/20_checkpoint.ipynb #58538148
+# %% ../../nbs/40_train/20_checkpoint.ipynb #8f99b791
 def unwrapped(thing) -> Any:
     "The module or optimiser inside DistributedDataParallel, torch.compile or Accelerate's wrappers."
     while True:
@@ -104,6 +107,7 @@ def unwrapped(thing) -> Any:
         elif type(thing).__name__ == "AcceleratedOptimizer": thing = thing.optimizer
         else: return thing
 
+# %% ../../nbs/40_train/20_checkpoint.ipynb #2d3b0edd
 def state_of(thing) -> Any:
     "The state of anything that can be registered. Raises `CheckpointError` for something that has none."
     if isinstance(thing, Tensor): return {"value": thing}
@@ -112,6 +116,7 @@ def state_of(thing) -> Any:
     if hasattr(thing, "state_dict") and hasattr(thing, "load_state_dict"): return thing.state_dict()
     raise CheckpointError(f"a {type(thing).__name__} has no state_dict and load_state_dict, so it cannot be registered; give it both, or register the tensors it is made of")
 
+# %% ../../nbs/40_train/20_checkpoint.ipynb #89cef4d6
 @torch.no_grad()
 def put_state(thing, state) -> None:
     "Restore what `state_of` returned."
@@ -120,12 +125,13 @@ def put_state(thing, state) -> None:
     elif isinstance(thing, np.random.Generator): thing.bit_generator.state = state
     else: thing.load_state_dict(state)
 
-# %% ../../nbs/40_train/20_checkpoint.ipynb #24ce98a7
+# %% ../../nbs/40_train/20_checkpoint.ipynb #76d11365
 def plain_config(config:Config|Mapping) -> dict[str, Any]:
     "Settings as nested plain values: a `Config` under the name of its class, a dict of them or of plain values under its own keys."
     if isinstance(config, Config): return {type(config).__name__: config.to_dict()}
     return {key: value.to_dict() if isinstance(value, Config) else value for key, value in config.items()}
 
+# %% ../../nbs/40_train/20_checkpoint.ipynb #5d298369
 def _flat(values, path:str="") -> dict[str, Any]:
     "Nested dicts as one with dotted names; tuples as the lists that JSON makes of them."
     if isinstance(values, Mapping) and values: return {k: v for key, value in values.items() for k, v in _flat(value, f"{path}.{key}" if path else str(key)).items()}
@@ -133,13 +139,14 @@ def _flat(values, path:str="") -> dict[str, Any]:
 
 def _free(name:str, may_change) -> bool: return any(name == free or name.endswith("." + free) or name.startswith(free + ".") for free in may_change)
 
+# %% ../../nbs/40_train/20_checkpoint.ipynb #31f4a48d
 def config_diff(saved:Mapping, now:Mapping, may_change:tuple[str, ...]=()) -> tuple[list[str], list[str]]:
     "Lines on the settings that differ: (those that must not, those that `may_change` names by dotted path, last name or prefix)."
     old, new, lines = _flat(saved), _flat(now), ([], [])
     for name in [*old, *(n for n in new if n not in old)]:
         if name in old and name in new and old[name] == new[name]: continue
-        show = lambda side: repr(side[name]) if name in side else "absent"
-        lines[_free(name, may_change)].append(f"{name}: {show(old)} in the checkpoint, {show(new)} now")
+        was, now_is = (repr(side[name]) if name in side else "absent" for side in (old, new))
+        lines[_free(name, may_change)].append(f"{name}: {was} in the checkpoint, {now_is} now")
     return lines
 
 # %% ../../nbs/40_train/20_checkpoint.ipynb #ca6bb460
@@ -165,7 +172,7 @@ class Checkpointer:
         self.things[name] = unwrapped(thing)
         return thing
 
-# %% ../../nbs/40_train/20_checkpoint.ipynb #2ad98325
+# %% ../../nbs/40_train/20_checkpoint.ipynb #32dc499b
 def _check_parameters(name:str, thing) -> None:
     "Raise `CheckpointError` naming the first parameter of a module that has NaN or infinite values."
     if not isinstance(thing, nn.Module): return
@@ -175,6 +182,7 @@ def _check_parameters(name:str, thing) -> None:
             raise CheckpointError(f"{bad:,} of {value.numel():,} values of {name}.{key} are NaN or infinite: nothing was written, the checkpoint before stays; "
                                   "lower the learning rate or look at the batch before this step")
 
+# %% ../../nbs/40_train/20_checkpoint.ipynb #c45aa68c
 def _writers(checkpointer, step:int, position, rng:list) -> dict[str, Callable]:
     "File name -> function that writes it."
     parts = {**{name: state_of(thing) for name, thing in checkpointer.things.items()}, "position": position, "rng": rng}
@@ -186,7 +194,7 @@ def _writers(checkpointer, step:int, position, rng:list) -> dict[str, Callable]:
     state = dict(format=1, step=step, torch=torch.__version__, config=checkpointer.config, kinds=kinds, parts=plain)
     return {**writers, "state.json": lambda path: write_json(path, state)}
 
-# %% ../../nbs/40_train/20_checkpoint.ipynb #e29c8e52
+# %% ../../nbs/40_train/20_checkpoint.ipynb #1fd645c1
 def save(self, step:int,          # optimiser steps done
          position=None,           # tree of plain values and tensors: epoch, curve, best score ...
          required:bool=False,     # raise where there is no room, instead of counting
@@ -203,12 +211,12 @@ def save(self, step:int,          # optimiser steps done
         warnings.warn(f"checkpoint of step {step} failed, the {self.failures}. so far, training goes on: {e}", SnapshotWarning, stacklevel=2)
         return None
     self.last = step, snapshot
-    prune_snapshots(self.folder, self.keep)
+    prune_snapshots(self.folder, self.keep, known=snapshot.name)
     return snapshot
 
 Checkpointer.save = save
 
-# %% ../../nbs/40_train/20_checkpoint.ipynb #1de8be70
+# %% ../../nbs/40_train/20_checkpoint.ipynb #99d0b8f3
 @dataclass(frozen=True)
 class Resumed:
     "Where a run goes on."
@@ -217,10 +225,12 @@ class Resumed:
     name: str                     # of the snapshot
     notes: tuple[str, ...] = ()   # what differs without changing the settings
 
+# %% ../../nbs/40_train/20_checkpoint.ipynb #cece17fb
 def _describe(state) -> dict[str, str]:
     "Name -> shape and type of the tensors of a state."
     return {name: f"{list(t.shape)} {str(t.dtype).removeprefix('torch.')}" for name, t in split_state(state)[0].items()}
 
+# %% ../../nbs/40_train/20_checkpoint.ipynb #74b3da53
 def _misfits(checkpointer, kinds:Mapping, states:Mapping) -> list[str]:
     "A line for each registered thing that the snapshot does not fit."
     lines = [f"{n} ({kinds[n]}) is in the checkpoint but not registered" for n in kinds if n not in checkpointer.things]
@@ -232,7 +242,7 @@ def _misfits(checkpointer, kinds:Mapping, states:Mapping) -> list[str]:
         lines += config_diff({f"{name}.{k}": v for k, v in old.items()}, {f"{name}.{k}": v for k, v in new.items()})[0]
     return lines
 
-# %% ../../nbs/40_train/20_checkpoint.ipynb #50075c48
+# %% ../../nbs/40_train/20_checkpoint.ipynb #2f056f52
 def _refuse(snapshot:Snapshot, lines:list[str]) -> None:
     "Raise `CheckpointError` if there is a difference, with all of them and the two ways out."
     if not lines: return
@@ -240,6 +250,7 @@ def _refuse(snapshot:Snapshot, lines:list[str]) -> None:
     raise CheckpointError(f"{snapshot.folder} is of another run than this one:\n  " + "\n  ".join(lines[:20] + more) +
                           f"\nTo go on exactly, give the old settings. To begin a new run from its weights, choose another folder and init_from={str(snapshot.folder)!r}.")
 
+# %% ../../nbs/40_train/20_checkpoint.ipynb #3ce3ebfe
 def _put_all(things:Mapping[str, Any], states:Mapping[str, Any], folder:Path) -> None:
     "Restore every thing, or none and raise `CheckpointError`."
     before = {}
@@ -252,7 +263,7 @@ def _put_all(things:Mapping[str, Any], states:Mapping[str, Any], folder:Path) ->
             for done, kept in before.items(): put_state(things[done], join_state(*kept))
             raise CheckpointError(f"{folder}: {name} ({type(thing).__name__}) does not take its state ({e}); the others are as they were before") from e
 
-# %% ../../nbs/40_train/20_checkpoint.ipynb #d01b9b67
+# %% ../../nbs/40_train/20_checkpoint.ipynb #784d8568
 def _read(snapshot:Snapshot) -> tuple[dict, dict]:
     "`state.json`, and the states by name. Raises `CheckpointError` for content that no `Checkpointer` wrote."
     state = snapshot.json("state.json")
@@ -265,6 +276,7 @@ def _read(snapshot:Snapshot) -> tuple[dict, dict]:
         return {**state, "torch": str(state["torch"]), "ranks": len(states["rng"])}, states
     except (KeyError, TypeError, AttributeError) as e: raise CheckpointError(f"{snapshot.folder} was not written by a Checkpointer of this version: {e!r}") from e
 
+# %% ../../nbs/40_train/20_checkpoint.ipynb #d671aba4
 def _notes(self, snapshot:Snapshot, state:Mapping) -> tuple[str, ...]:
     "What the user should know about a resume that is allowed."
     notes = list(config_diff(state["config"], self.config, self.may_change)[1])
@@ -272,6 +284,7 @@ def _notes(self, snapshot:Snapshot, state:Mapping) -> tuple[str, ...]:
     if notes: warnings.warn(f"{snapshot.name}: {'; '.join(notes)}", SnapshotWarning, stacklevel=3)
     return (*snapshot.skipped, *notes)
 
+# %% ../../nbs/40_train/20_checkpoint.ipynb #c895b6c5
 def _bytes_needed(self) -> int:
     "Bytes that all snapshots of this run will take beyond those that exist. An optimiser that has not stepped yet will hold two moments a parameter."
     sizes = {name: sum(t.nbytes for t in split_state(state_of(thing))[0].values()) for name, thing in self.things.items()}

@@ -160,6 +160,16 @@ def test_the_same_run_gives_the_same_bytes(tmp_path, monkeypatch):
         assert (tmp_path / "a/checkpoints" / step / io.MANIFEST).read_bytes() == (tmp_path / "b/checkpoints" / step / io.MANIFEST).read_bytes()
 
 
+def test_files_get_the_permissions_of_ordinary_new_files(tmp_path):
+    "The library that writes tensors makes files for its user alone."
+    before = os.umask(0o027)
+    try:
+        Run(tmp_path).train(1, save=(1,))
+    finally:
+        os.umask(before)
+    assert {p.stat().st_mode & 0o777 for p in (tmp_path / "checkpoints/step-00000001").iterdir()} == {0o640}
+
+
 def test_each_rank_gets_its_own_generators_back(tmp_path):
     def gather(mine):
         torch.manual_seed(77)  # the other rank's state
@@ -292,7 +302,7 @@ def test_pickles_are_refused_wherever_they_come_from(tmp_path, write):
 
 
 @pytest.mark.parametrize("change, words", [
-    (dict(zip(["0.weight"], [torch.zeros(5, 3)])), r"model.0.weight: '\[5, 3\] float32' in the checkpoint, '\[4, 3\] float32' now"),
+    ({"0.weight": torch.zeros(5, 3)}, r"model.0.weight: '\[5, 3\] float32' in the checkpoint, '\[4, 3\] float32' now"),
     ({"0.weight": torch.zeros(4, 3).double()}, r"float64' in the checkpoint"), ({"extra": torch.zeros(1)}, None)])
 def test_forged_weights_are_refused_whole(tmp_path, change, words):
     "The manifest agrees with the files, so only names, shapes and types can tell."
