@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['records', 'DIRECTIONS', 'Record', 'record', 'read_records', 'default_profile', 'Claim']
 
-# %% ../../nbs/00_core/01_book.ipynb #f47eb8bf
+# %% ../../nbs/00_core/01_book.ipynb #b30d04a6
 import json, math, os
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .config import ConfigError, check_profile, did_you_mean
+from .config import check_profile, did_you_mean
 
 # %% ../../nbs/00_core/01_book.ipynb #d17bb0c9
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def check_profile(profile:str) -> str:
     if profile in PROFILES: return profile
     raise ConfigError(f"unknown profile {profile!r}; {did_you_mean(profile, PROFILES)}")
 
-# %% ../../nbs/00_core/00_config.ipynb #3910eea7
+# %% ../../nbs/00_core/00_config.ipynb #ae80df6e
 @dataclass(frozen=True)
 class Config:
     "Base of all settings: frozen, hashable by content, with one place for sizes (`profiles`)."
@@ -47,7 +47,7 @@ class Config:
     def from_dict(cls, values:dict[str, Any]) -> Self:
         "Settings from a plain dict. Raises `ConfigError` for a key that is no field or a value of the wrong type."
         known = {f.name: f for f in fields(cls)}
-        for key, value in values.items():
+        for key in values:
             if key not in known: raise ConfigError(f"{cls.__name__} has no setting {key!r}; {did_you_mean(key, known)}")
         return cls(**{key: _fit(cls, known[key], value) for key, value in values.items()})
 

@@ -10,10 +10,9 @@ __all__ = ['MM_PER', 'BONE_METRES', 'TELLTALE_METRES', 'ROOT_TOLERANCE_MM', 'AUC
            'Grouped', 'mean_over_groups', 'head_size', 'pck2d', 'check_2d', 'torso_size', 'oks', 'confusion_matrix',
            'iou_per_class', 'parsing_scores', 'miou', 'ranking_scores', 'cmc_map', 'check_retrieval']
 
-# %% ../../nbs/00_core/06_metrics.ipynb #6f35fb2f
+# %% ../../nbs/00_core/06_metrics.ipynb #0ee4dded
 import dataclasses, math
 from dataclasses import dataclass
-from typing import Self
 
 # %% ../../nbs/00_core/06_metrics.ipynb #5c274534
 import torch

@@ -9,9 +9,9 @@ __all__ = ['SIZE_LIMITS', 'SEGMENTS', 'LIMITS', 'CONTACT', 'FLAT', 'RISE', 'PITC
            'squatting', 'waving', 'ankle_in_contact', 'footsteps', 'pelvis_path', 'walking', 'generate', 'flexion',
            'stance', 'speeds', 'heading', 'gait', 'split_performers']
 
-# %% ../../nbs/20_data/00_motion.ipynb #ad32b36c
+# %% ../../nbs/20_data/00_motion.ipynb #7e135144
 import math, zlib
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from ..core.config import did_you_mean
@@ -428,7 +428,7 @@ def heading(clip:Clip) -> torch.Tensor:
     ahead = torch.stack([across[:, 1], -across[:, 0], torch.zeros_like(across[:, 0])], -1)
     return ahead / ahead.norm(dim=-1, keepdim=True).clamp_min(1e-9)
 
-# %% ../../nbs/20_data/00_motion.ipynb #b4d3f7d7
+# %% ../../nbs/20_data/00_motion.ipynb #b5a5f033
 def gait(clip:Clip) -> dict[str, float]:
     """What a gait laboratory would say of a straight walk on H36M16 or H36M17 (feet, knees, hips by name).
 
@@ -440,7 +440,6 @@ def gait(clip:Clip) -> dict[str, float]:
     passing = np.nonzero(np.diff(np.sign(apart)) != 0)[0]     # one foot passes the other once a step
     if len(passing) < 4 or path.norm() < .5: raise ClipError(f"{len(passing)} passing feet over {float(path.norm()):.2f} m: gait needs a walk of at least three steps")
     knee = torch.cat([flexion(clip, f"{s}_hip", f"{s}_knee", f"{s}_foot") for s in ("left", "right")])
-    between = slice(passing[0], passing[-1] + 1)
     steps, seconds = len(passing) - 1, (passing[-1] - passing[0]) / clip.fps
     metres = float((hip[passing[-1], :2] - hip[passing[0], :2]).norm())
     bob = np.mean([np.ptp(hip[a:b + 1, 2].numpy()) for a, b in zip(passing[:-1], passing[1:])])

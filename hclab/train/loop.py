@@ -8,7 +8,7 @@ __all__ = ['PRECISIONS', 'POLICIES', 'IN_A_ROW', 'CAPTURES', 'LoopConfig', 'deca
            'not_finite', 'save_capture', 'meet_nonfinite', 'train_step', 'Stopped', 'keep_books', 'agree', 'start',
            'fit', 'replay', 'save_model', 'load_model']
 
-# %% ../../nbs/40_train/30_loop.ipynb #adfa5f0a
+# %% ../../nbs/40_train/30_loop.ipynb #ba16d7d9
 import json, math, os, signal, threading, time, warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ..core.config import Config, ConfigError, config_hash, content_hash, did_you_mean, use_one_thread
-from ..core.io import Snapshot, damage, load_tensors, read_json, save_snapshot, save_tensors, tensor_metadata, write_json
+from ..core.io import damage, load_tensors, read_json, save_snapshot, save_tensors, tensor_metadata, write_json
 from .checkpoint import Checkpointer, init_from as load_weights, join_state, split_state
 from .schedule import Schedule, set_schedules
 

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['BUFFERS', 'ema_update', 'Teacher']
 
-# %% ../../nbs/40_train/15_teacher.ipynb #74d858c8
+# %% ../../nbs/40_train/15_teacher.ipynb #14d4f550
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .losses.contrastive import in_float32
 from .schedule import Schedule
