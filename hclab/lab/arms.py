@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'CODE_PATHS', 'ENGINES', 'project_root', 'runs_root', 'Arm', 'code_fingerprint', 'sources', 'parts', 'key',
            'folder_name', 'ExampleConfig', 'example_arm', 'git_state', 'hardware', 'provenance', 'prepare', 'run_arm',
-           'Status', 'results_root', 'find', 'run_spec', 'progress_of', 'ArmsFailed', 'run_arms', 'tuned', 'publish']
+           'Status', 'results_root', 'changed', 'find', 'run_spec', 'progress_of', 'ArmsFailed', 'run_arms', 'tuned',
+           'publish']
 
 # %% ../../nbs/80_lab/02_arms.ipynb #b32be6ea
 import ast, functools, hashlib, importlib, importlib.util, json, os, platform, shutil, subprocess, sys, time, traceback
@@ -104,7 +105,7 @@ def folder_name(arm:Arm) -> str:
     "Name of the arm's folder in `runs`."
     return f"{arm.name}-{key(arm)}-s{arm.seed}"
 
-# %% ../../nbs/80_lab/02_arms.ipynb #8c89628a
+# %% ../../nbs/80_lab/02_arms.ipynb #7b2f44d3
 @dataclass(frozen=True)
 class ExampleConfig(Config):
     "Settings of `example_arm`."
@@ -117,6 +118,7 @@ def example_arm(config:ExampleConfig, seed:int, folder:Path|None=None) -> dict:
     "A run that learns nothing and takes its time; for trying out the machinery around arms."
     import random
     noise = random.Random(seed)
+    if folder: (Path(folder)/"metrics.jsonl").write_text("")
     for step in range(config.steps):
         if step == config.fail_at: raise RuntimeError(f"the example fails at step {step}, as asked")
         time.sleep(config.seconds)
@@ -160,7 +162,7 @@ def provenance() -> dict:
     return {"commit": commit, "dirty": changed[:20], "packages": {p: v for p in PACKAGES if (v := installed(p))}, "python": platform.python_version(),
             "hardware": hardware(), "time": datetime.now(UTC).isoformat(timespec="seconds")}
 
-# %% ../../nbs/80_lab/02_arms.ipynb #b71ea115
+# %% ../../nbs/80_lab/02_arms.ipynb #dfc15b4f
 def prepare(arm:Arm, root:Path|None=None) -> Path:
     "Make the folder of an arm with its declaration and return it."
     root = Path(root or runs_root())
@@ -169,24 +171,32 @@ def prepare(arm:Arm, root:Path|None=None) -> Path:
     write_json(folder/"arm.json", {"name": arm.name, "seed": arm.seed, "key": key(arm), **parts(arm)})
     return folder
 
-def run_arm(arm:Arm, root:Path|None=None) -> dict:
-    "Run an arm in this process, or return its result if it is there. Raises what the work raises, after noting it."
+def run_arm(arm:Arm, root:Path|None=None, force:bool=False) -> dict:
+    "Run an arm in this process, or return its result if it is there and `force` is not set. Raises what the work raises, after noting it."
     folder = prepare(arm, root)
     with file_lock(folder/"lock"):
+        if force: _empty(folder)
         if (folder/"result.json").exists(): return read_json(folder/"result.json")
+        (folder/"failed.json").unlink(missing_ok=True)  # of an earlier try
         module, function = arm.run.split(":")
         started, source = time.perf_counter(), provenance()
         try: result = getattr(importlib.import_module(module), function)(arm.config, arm.seed, folder)
         except BaseException as e:
             write_json(folder/"failed.json", {"error": f"{type(e).__name__}: {e}", "traceback": traceback.format_exc()})
             raise
-        (folder/"failed.json").unlink(missing_ok=True)
         row = {"name": arm.name, "seed": arm.seed, "key": key(arm), **parts(arm), "result": result,
                "provenance": {**source, "seconds": round(time.perf_counter() - started, 2)}}
         write_json(folder/"result.json", row)
     return row
 
-# %% ../../nbs/80_lab/02_arms.ipynb #48a478a5
+# %% ../../nbs/80_lab/02_arms.ipynb #d4a0ed3d
+def _empty(folder:Path) -> None:
+    "Remove what earlier runs left in an arm's folder, but not its declaration, its lock and the log that is being written."
+    for path in folder.iterdir():
+        if path.is_dir(): shutil.rmtree(path)
+        elif path.name not in ("lock", "arm.json", "log.txt"): path.unlink()
+
+# %% ../../nbs/80_lab/02_arms.ipynb #b418b144
 @dataclass(frozen=True)
 class Status:
     "What is known of an arm: `done`, `stale`, `failed` or `missing`, and why."
@@ -208,10 +218,10 @@ def _read_row(file:Path, changed:int) -> dict:
     "One result; read again when the file changed."
     return read_json(file)
 
-def _changed(old:dict, new:dict) -> str:
-    "Names of the modules that differ between two `sources`, or other parts of the key."
+def changed(old:dict, new:dict) -> str:
+    "Names of the modules that differ between the `sources` of two results; empty where none does."
     modules = [m for m in sorted({*old["sources"], *new["sources"]}) if old["sources"].get(m) != new["sources"].get(m)]
-    return "changed since: " + ", ".join(modules)
+    return "changed since: " + ", ".join(modules) if modules else ""
 
 def find(arm:Arm, folders:Sequence[Path]|None=None) -> Status:
     "The status of an arm in `folders` (default: the runs of this checkout)."
@@ -220,23 +230,23 @@ def find(arm:Arm, folders:Sequence[Path]|None=None) -> Status:
     same = [r for r in _rows(folders) if r["seed"] == arm.seed and {k: r[k] for k in now if k != "sources"} == {k: v for k, v in now.items() if k != "sources"}]
     for row in same:
         if row["key"] == wanted: return Status("done", row=row)
-    if same: return Status("stale", _changed(same[-1], now), same[-1])
+    if same: return Status("stale", changed(same[-1], now), same[-1])
     for folder in folders:
         note = Path(folder)/folder_name(arm)/"failed.json"
         if note.exists(): return Status("failed", read_json(note)["error"])
     return Status("missing")
 
-# %% ../../nbs/80_lab/02_arms.ipynb #78b162a4
-def _command(arm:Arm, root:Path) -> list[str]:
+# %% ../../nbs/80_lab/02_arms.ipynb #e7c87e04
+def _command(arm:Arm, root:Path, force:bool=False) -> list[str]:
     "A command that runs one arm; the arm travels as JSON, and its settings' class is found in the module of its function."
-    spec = json.dumps({"name": arm.name, "run": arm.run, "seed": arm.seed, "data": arm.data, "type": type(arm.config).__name__, "config": arm.config.to_dict()})
+    spec = json.dumps({"name": arm.name, "run": arm.run, "seed": arm.seed, "data": arm.data, "type": type(arm.config).__name__, "config": arm.config.to_dict(), "force": force})
     return [sys.executable, "-c", "import sys; from hclab.lab.arms import run_spec; run_spec(sys.argv[1], sys.argv[2])", spec, str(root)]
 
 def run_spec(spec:str, root:str) -> None:
     "Run the arm that `_command` wrote down; the entry point of a worker process."
     values = json.loads(spec)
     config = getattr(importlib.import_module(values["run"].split(":")[0]), values["type"]).from_dict(values["config"])
-    run_arm(Arm(values["name"], values["run"], config, values["seed"], tuple(map(tuple, values["data"]))), Path(root))
+    run_arm(Arm(values["name"], values["run"], config, values["seed"], tuple(map(tuple, values["data"]))), Path(root), values["force"])
 
 def _environment() -> dict[str, str]:
     "Environment of a worker: one thread each, and this checkout importable."
@@ -251,7 +261,7 @@ def progress_of(folder:Path) -> dict:
         except ValueError: continue
     return {}
 
-# %% ../../nbs/80_lab/02_arms.ipynb #c4667996
+# %% ../../nbs/80_lab/02_arms.ipynb #0d1c4fc3
 class ArmsFailed(RuntimeError):
     "One or more arms did not finish; the others did and are kept."
 
@@ -261,7 +271,7 @@ def _report(arm:Arm, folder:Path, done:int, total:int) -> str:
     left = f", {now['seconds_left']:.0f} s left" if "seconds_left" in now else ""
     return f"[{done}/{total}] {arm.name} s{arm.seed}: " + (f"step {now['step']}/{now.get('steps', '?')}{left}" if now else "starting")
 
-def _run_local(arms:Sequence[Arm], root:Path, workers:int, every:float) -> dict[Arm, str]:
+def _run_local(arms:Sequence[Arm], root:Path, workers:int, every:float, force:bool) -> dict[Arm, str]:
     "Run arms in at most `workers` processes; returns the error of each that failed."
     todo, running, errors, done, told = list(arms), {}, {}, 0, time.monotonic()
     try:
@@ -269,7 +279,7 @@ def _run_local(arms:Sequence[Arm], root:Path, workers:int, every:float) -> dict[
             while todo and len(running) < workers:
                 arm = todo.pop(0)
                 log = open(prepare(arm, root)/"log.txt", "w")
-                running[arm] = subprocess.Popen(_command(arm, root), stdout=log, stderr=subprocess.STDOUT, env=_environment()), log
+                running[arm] = subprocess.Popen(_command(arm, root, force), stdout=log, stderr=subprocess.STDOUT, env=_environment()), log
             time.sleep(min(every, 0.2))
             for arm, (process, log) in list(running.items()):
                 if process.poll() is None: continue
@@ -289,14 +299,18 @@ def _last_words(folder:Path, code:int) -> str:
     log = (folder/"log.txt").read_text(errors="replace").strip().splitlines()
     return f"exit code {code}: {log[-1] if log else 'no output'}"
 
-# %% ../../nbs/80_lab/02_arms.ipynb #7e483467
-def _run_ray(arms:Sequence[Arm], root:Path) -> dict[Arm, str]:
+# %% ../../nbs/80_lab/02_arms.ipynb #c977cc5d
+def _logged(command:list[str], log:str) -> int:
+    "Run a command with its output in a file; its exit code."
+    with open(log, "w") as f: return subprocess.run(command, stdout=f, stderr=subprocess.STDOUT, env=_environment()).returncode
+
+def _run_ray(arms:Sequence[Arm], root:Path, force:bool) -> dict[Arm, str]:
     "The same over a Ray cluster: one task an arm, one core each."
     try: import ray
     except ImportError as e: raise ImportError("engine='ray' needs Ray: pip install 'hclab[cluster]'") from e
     if not ray.is_initialized(): ray.init(ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
-    command = ray.remote(num_cpus=1, max_retries=1)(lambda c: subprocess.run(c, env=_environment(), capture_output=True, text=True).returncode)
-    pending = {command.remote(_command(arm, root)): arm for arm in arms}
+    command = ray.remote(num_cpus=1, max_retries=1)(_logged)
+    pending = {command.remote(_command(arm, root, force), str(prepare(arm, root)/"log.txt")): arm for arm in arms}
     errors = {}
     while pending:
         (ready,), _ = ray.wait(list(pending), num_returns=1)
@@ -320,11 +334,9 @@ def run_arms(arms:Sequence[Arm],
     root = Path(root or runs_root())
     states = {arm: find(arm, [root, *folders]) for arm in arms}
     todo = [arm for arm in arms if force or states[arm].state in ("missing", "failed")]
-    if force:
-        for arm in todo: shutil.rmtree(root/folder_name(arm), ignore_errors=True)
     for arm, state in states.items():
         if state.state == "stale" and arm not in todo: print(f"STALE {arm.name} s{arm.seed}: {state.why}; run again with --force")
-    errors = (_run_local(todo, root, workers, every) if engine == "local" else _run_ray(todo, root)) if todo else {}
+    errors = (_run_local(todo, root, workers, every, force) if engine == "local" else _run_ray(todo, root, force)) if todo else {}
     if errors: raise ArmsFailed("\n".join(f"{arm.name} s{arm.seed}: {why} (see {root/folder_name(arm)})" for arm, why in errors.items()))
     return {(arm.name, arm.seed): find(arm, [root, *folders]) for arm in arms}
 

@@ -4,17 +4,17 @@
 
 # %% auto #0
 __all__ = ['HOLDS', 'FAILS', 'UNDECIDED', 'UNTESTED', 'Interval', 'paired_interval', 'verdict', 'Row', 'judge', 'write_rows',
-           'read_rows', 'all_rows']
+           'read_rows', 'fresh_staleness', 'all_rows']
 
-# %% ../../nbs/80_lab/04_ledger.ipynb #b28339f5
+# %% ../../nbs/80_lab/04_ledger.ipynb #060c6731
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ..core.book import Claim
 from ..core.io import read_json, write_json
-from .arms import Status, project_root
+from .arms import Status, changed, project_root, sources
 
 # %% ../../nbs/80_lab/04_ledger.ipynb #49535085
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def judge(claim:Claim,
                ", ".join(sorted({o["hardware"] for o in origins})), sum(o["seconds"] for o in origins),
                "; ".join(sorted({s.why for s in used if s.state == "stale"})))
 
-# %% ../../nbs/80_lab/04_ledger.ipynb #6ce6b5f2
+# %% ../../nbs/80_lab/04_ledger.ipynb #cc87962d
 def write_rows(rows:Sequence[Row], path:Path) -> None:
     "Write judged claims as JSON; infinite bounds of a single seed become null."
     finite = lambda value: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -110,7 +110,13 @@ def read_rows(path:Path) -> list[Row]:
         return Row(**{**values, **tuples, "claim": Claim(**values["claim"]), "interval": interval})
     return [row(values) for values in read_json(path)["rows"]]
 
+def fresh_staleness(row:Row, folder:Path) -> str:
+    "Why the results of a row, beside it in `folder`, are out of date *now*: the modules whose code is another; empty when they are not."
+    used = [r for p in sorted(folder.glob("*-s*.json")) if (r := read_json(p))["key"] in row.keys]
+    if not used: return "its results are not here"
+    return "; ".join(sorted({changed(r, {"sources": sources(r["run"].split(":")[0])}) for r in used} - {""}))
+
 def all_rows(root:Path|None=None) -> dict[str, list[Row]]:
-    "Rows of every paper in the committed results, by `paper/profile`."
+    "Rows of every paper in the committed results, by `paper/profile`; each says whether the code has changed since."
     base = (root or project_root())/"nbs/70_papers/results"
-    return {"/".join(p.parent.relative_to(base).parts): read_rows(p) for p in sorted(base.glob("*/*/ledger.json"))}
+    return {"/".join(p.parent.relative_to(base).parts): [replace(row, stale=fresh_staleness(row, p.parent)) for row in read_rows(p)] for p in sorted(base.glob("*/*/ledger.json"))}

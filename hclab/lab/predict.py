@@ -98,7 +98,7 @@ def picture(lifted:Lifted, title:str="", columns:int=4):
     fig.suptitle(title, fontsize=11)
     return fig
 
-# %% ../../nbs/80_lab/09_predict.ipynb #51f7c7ab
+# %% ../../nbs/80_lab/09_predict.ipynb #6f42971a
 def predict_lift3d(path:Path|str,
                    out:Path|str,                 # folder of the picture and the numbers
                    camera:str="S9/54138969",     # one of Human3.6M's, by subject and id
@@ -112,7 +112,7 @@ def predict_lift3d(path:Path|str,
     save_figure(fig, out/f"{path.stem}.png")
     import matplotlib.pyplot as plt
     plt.close(fig)
-    numbers = {"file": path.name, "camera": lifted.camera.name, "layout": lifted.data.layout, "frame": "camera", "unit": "m", "root": "Hip",
+    numbers = {"file": path.name, "read_as": lifted.clip.source, "fps": lifted.clip.fps, "frames": len(lifted.clip), "inside": len(lifted.data), "camera": lifted.camera.name, "layout": lifted.data.layout, "frame": "camera", "unit": "m", "root": "Hip",
                "scores": {k: r.to_dict() for k, r in lifted.scores.items()}, "joints3d": [[[round(float(x), 4) for x in joint] for joint in pose] for pose in lifted.joints3d]}
     write_json(out/f"{path.stem}.json", numbers)
     return lifted, out/f"{path.stem}.png", out/f"{path.stem}.json"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .ledger import FAILS, HOLDS, UNDECIDED, UNTESTED, Row, all_rows
 
-# %% ../../nbs/80_lab/05_report.ipynb #24cf3d79
+# %% ../../nbs/80_lab/05_report.ipynb #6dddf2b9
 def show_interval(row:Row) -> str:
     "Difference with its interval, as `-3.1 [-4.0, -2.2] mm`."
     i = row.interval
@@ -28,14 +28,15 @@ def cells(row:Row) -> dict[str, str]:
     "The columns of one row of the ledger, as text."
     better = f"{row.claim.better} is better"
     floor = "" if row.floor is None else f"; floor {row.floor:.1f}"
-    return {"id": row.claim.id + ("*" if row.claim.primary else ""), "claim": row.claim.text + (" (our question)" if row.claim.ours else ""), "paper": row.claim.paper or "-",
+    margin = "".join(f"; {word} {value:g} {row.claim.unit}" for word, value in (("holds only beyond", row.claim.margin), ("counts as none within", row.claim.equivalence)) if value)
+    return {"id": row.claim.id + ("*" if row.claim.primary else ""), "verdict": row.verdict + (f" - STALE, {row.stale}" if row.stale else ""), "claim": row.claim.text + (" (our question)" if row.claim.ours else ""), "paper": row.claim.paper or "-",
             "arms": f"{show_arm(row.claim.candidate, row.candidate)} against {show_arm(row.claim.reference, row.reference)} {row.claim.unit}{floor} ({better})",
-            "difference": show_interval(row), "seeds": ", ".join(map(str, row.seeds)), "verdict": row.verdict + (f" - STALE, {row.stale}" if row.stale else ""),
-            "origin": f"{', '.join(row.commits)}; {row.seconds:.0f} s on {row.hardware}"}
+            "difference": show_interval(row) + margin, "seeds": ", ".join(map(str, row.seeds)),
+            "origin": f"commit {', '.join(row.commits)}; keys {' and '.join(row.keys)}; {row.seconds:.0f} s on {row.hardware}"}
 
-# %% ../../nbs/80_lab/05_report.ipynb #bdff0ded
+# %% ../../nbs/80_lab/05_report.ipynb #e8a0882d
 HEADER = ("Each row is a claim of a paper, re-run as arms that share data, steps, tuning and seeds. The difference is candidate minus reference with a 95 % Student interval "
-          "over paired seeds. An asterisk marks a primary claim. The papers' own numbers come from other data and are not expected to be equal.")
+          "over paired seeds. An asterisk marks a primary claim. Unless a row says otherwise the people are drawn, and the networks are small. The papers' own numbers come from other data and are not expected to be equal.")
 
 def _escape(text:str) -> str:
     "Text that is safe in a cell of a Markdown table and in HTML."
@@ -53,7 +54,7 @@ def ledger_markdown(root:Path|None=None) -> str:
         lines += [""]
     return "\n".join(lines) + "\n"
 
-# %% ../../nbs/80_lab/05_report.ipynb #08b39293
+# %% ../../nbs/80_lab/05_report.ipynb #f9bbe0a6
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;width:100%;font-size:.86rem}th,td{text-align:left;vertical-align:top;padding:.45rem .6rem;border-bottom:1px solid #ddd}
 th{border-bottom:2px solid #444}.verdict{font-weight:600;white-space:nowrap}.holds{color:#1b6e3c}.fails{color:#9c2b1f}.undecided,.untested{color:#666}
@@ -61,14 +62,18 @@ th{border-bottom:2px solid #444}.verdict{font-weight:600;white-space:nowrap}.hol
 CLASSES = {HOLDS: "holds", FAILS: "fails", UNDECIDED: "undecided", UNTESTED: "untested"}
 
 def _picture(rows:Sequence[Row]) -> str:
-    "Forest plot of rows with intervals, as inline SVG; empty when no row has one."
+    "Forest plots of rows with intervals, one a unit, as inline SVG; empty when no row has one."
+    return "".join(_one_picture([r for r in rows if r.claim.unit == unit]) for unit in dict.fromkeys(r.claim.unit for r in rows))
+
+def _one_picture(rows:Sequence[Row]) -> str:
+    "Forest plot of rows of one unit."
     import matplotlib.pyplot as plt
 
     from hclab.viz.curves import plot_intervals
     shown = [r for r in rows if math.isfinite(r.interval.low)]
     if not shown: return ""
     ax = plot_intervals([dict(label=r.claim.id, mean=r.interval.mean, low=r.interval.low, high=r.interval.high, verdict=r.verdict) for r in shown],
-                        xlabel=f"difference, candidate - reference ({shown[0].claim.unit})")
+                        unit=shown[0].claim.unit, better=shown[0].claim.better, margin=max(r.claim.equivalence for r in shown) or None)
     text = StringIO()
     ax.figure.savefig(text, format="svg", bbox_inches="tight")
     plt.close(ax.figure)

@@ -6,8 +6,8 @@
 __all__ = ['REQUIRES', 'MAX_OUTPUT', 'run_name', 'notebooks', 'find_notebook', 'parameters_of', 'missing_requirement',
            'NotebookFailed', 'check_before', 'check_after', 'Run', 'variables', 'run_notebook', 'store_outputs']
 
-# %% ../../nbs/80_lab/03_runner.ipynb #9b15c9cd
-import ast, os, re, time
+# %% ../../nbs/80_lab/03_runner.ipynb #2f0c3dca
+import ast, math, os, re, time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,22 +66,22 @@ def missing_requirement(notebook:dict) -> str:
         elif importlib.util.find_spec(REQUIRES[need]) is None: return f"requires the extra {need!r}: pip install 'hclab[{need}]'"
     return ""
 
-# %% ../../nbs/80_lab/03_runner.ipynb #f361e674
+# %% ../../nbs/80_lab/03_runner.ipynb #a3005188
 class NotebookFailed(RuntimeError):
     "A notebook did not run to its end; the message names notebook and cell."
 
 def _assigned(tree:ast.AST) -> set[str]:
     "Names that the top level of a cell assigns."
-    names = set()
-    for node in ast.walk(tree):
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, (ast.AugAssign, ast.AnnAssign, ast.NamedExpr)) else []
-        names |= {n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)}
-    return names
+    names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, (ast.Store, ast.Del))}
+    names |= {a.asname or a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, (ast.Import, ast.ImportFrom)) for a in n.names}
+    return names | {n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))}
 
 def _top_level(source:str) -> ast.Module:
-    "Syntax tree of a cell without the insides of functions and classes; magics count as empty lines."
+    "Syntax tree of a cell with empty functions and classes; magics count as empty lines, and a cell in another language as an empty cell."
+    if source.lstrip().startswith("%%"): return ast.Module([], [])
     tree = ast.parse("\n".join("" if re.match(r"\s*[%!?]", line) else line for line in source.splitlines()))
-    tree.body = [n for n in tree.body if not isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))]
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): node.body = []
     return tree
 
 def check_before(notebook:dict, name:str, given:dict) -> None:
@@ -132,11 +132,12 @@ def _engine(limits:dict):
                           on_cell_start=lambda cell, cell_index: limits.update(cell=cell_index)).execute()
     return Engine
 
-# %% ../../nbs/80_lab/03_runner.ipynb #6d4613df
+# %% ../../nbs/80_lab/03_runner.ipynb #9089cb86
 def check_after(executed, name:str) -> int:
     "Number of executed cells. Raises `NotebookFailed` for a cell that ended in an error or was never reached."
     count = 0
-    for number, cell in enumerate(executed["cells"]):
+    own = [c for c in executed["cells"] if "injected-parameters" not in c.get("metadata", {}).get("tags", ())]
+    for number, cell in enumerate(own):
         if cell["cell_type"] != "code" or not cell_text(cell).strip(): continue
         errors = [o for o in cell.get("outputs", ()) if o["output_type"] == "error"]
         if errors: raise NotebookFailed(f"{name}, cell {number}: {errors[0]['ename']}: {errors[0]['evalue']}")
@@ -164,7 +165,7 @@ def variables(**values):
     finally:
         for k, v in before.items(): os.environ.pop(k, None) if v is None else os.environ.update({k: v})
 
-# %% ../../nbs/80_lab/03_runner.ipynb #a9abc47d
+# %% ../../nbs/80_lab/03_runner.ipynb #65620e28
 def run_notebook(path:Path|str,
                  out:Path|str,                   # where the executed notebook goes
                  parameters:dict|None=None,      # values for the parameters cell
@@ -179,36 +180,46 @@ def run_notebook(path:Path|str,
     path, out = Path(path), Path(out)
     notebook, name = read_notebook(path), _name(path)
     given = dict(parameters or {})
+    if "profile" in given: profile = check_profile(given["profile"])  # -p profile=X is --profile X
     if profile is not None and "profile" in (parameters_of(notebook) or {}): given.setdefault("profile", check_profile(profile))
     check_before(notebook, name, given)
     if reason := missing_requirement(notebook): return Run(name, skipped=reason)
     out.parent.mkdir(parents=True, exist_ok=True)
     records = out.with_suffix(".records.jsonl")
     records.write_text("")
-    limits = {"cell": 0, "printed": 0, "over": "", "interrupted": 0.0, "max_output": max_output, "until": time.monotonic() + wall, "wall": wall, "cell_timeout": cell_timeout, "folder": str(path.parent)}
+    limits = {"cell": 0, "injected": _parameters_cell(notebook) if given else math.inf, "printed": 0, "over": "", "interrupted": 0.0, "max_output": max_output, "until": time.monotonic() + wall, "wall": wall, "cell_timeout": cell_timeout, "folder": str(path.parent)}
     papermill_engines.register("hclab", _engine(limits))
     began = time.monotonic()
     with variables(HCLAB_RECORDS=records.resolve(), HCLAB_PROFILE=check_profile(profile or "cpu"), OMP_NUM_THREADS=1):
         try: executed = papermill.execute_notebook(str(path), str(out), given, engine_name="hclab", kernel_name="python3", language="python", progress_bar=False, log_output=False)
         except Exception as e: raise NotebookFailed(_explain(e, name, limits)) from e
-    if limits["over"]: raise NotebookFailed(f"{name}, cell {limits['cell']}: {limits['over']}")
+    if limits["over"]: raise NotebookFailed(f"{name}, cell {_own_number(limits['cell'], limits)}: {limits['over']}")
     return Run(name, time.monotonic() - began, check_after(executed, name), read_records(records), out=out)
 
-# %% ../../nbs/80_lab/03_runner.ipynb #7080adc1
+# %% ../../nbs/80_lab/03_runner.ipynb #6649e691
 def _name(path:Path) -> str:
     "Run name where the notebook lies in a checkout, else its file name."
     try: return run_name(path, project_root(path.parent))
     except (FileNotFoundError, ValueError): return path.stem
+
+def _parameters_cell(notebook:dict) -> float:
+    "Number of the cell tagged `parameters`."
+    return next((n for n, c in enumerate(notebook["cells"]) if "parameters" in c.get("metadata", {}).get("tags", ())), math.inf)
+
+def _own_number(cell:int, limits:dict) -> int:
+    "Number of a cell in the source: papermill puts a cell with the given values behind the parameters."
+    return cell - int(cell > limits["injected"])
 
 def _explain(error:Exception, name:str, limits:dict) -> str:
     "One line for whatever ended a run."
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
     cell = getattr(error, "cell_index", None)
-    where = f"{name}, cell {limits['cell'] if cell is None else cell}: "
+    where = f"{name}, cell {_own_number(limits['cell'] if cell is None else cell, limits)}: "
     if limits["over"]: return where + limits["over"]
     if isinstance(error, PapermillExecutionError): return where + f"{error.ename}: {error.evalue}"
-    if isinstance(error, CellTimeoutError): return where + f"ran past the limit of {limits['cell_timeout']:g} s for a cell"
+    if isinstance(error, CellTimeoutError):
+        return where + (f"ran past the limit of {limits['wall']:g} s for the whole notebook" if limits["until"] - time.monotonic() < 1 else f"ran past the limit of {limits['cell_timeout']:g} s for a cell")
     if isinstance(error, DeadKernelError): return where + "the kernel died (killed, out of memory, or it exited)"
     return where + f"{type(error).__name__}: {error}"
 

@@ -30,11 +30,19 @@ def failure(path: Path, given: dict | None = None, **limits) -> str:
 @pytest.mark.parametrize("sources, given, expected", [
     (("seed + 1",), {"sede": 1}, ["toy", "no parameter 'sede'", "did you mean 'seed'"]),
     (("seed = 5\nseed",), {"seed": 1}, ["cell 1", "assigns the parameter 'seed' again"]),
-    (("for seed in range(3): pass\nseed += 1",), {"seed": 1}, ["cell 1", "'seed' again"]),
+    (("for seed in range(3): pass",), {"seed": 1}, ["cell 1", "'seed' again"]),
+    (("1", "import os as seed"), {"seed": 1}, ["cell 2", "'seed' again"]),
+    (("def seed(): pass",), {"seed": 1}, ["cell 1", "'seed' again"]),
+    (("%%bash\necho hello", "seed = 2"), {"seed": 1}, ["cell 2", "'seed' again"]),
 ])
 def test_f21_parameters_that_would_not_count(tmp_path, sources, given, expected):
     message = failure(notebook(tmp_path, *sources, parameters="seed = 0"), given)
     assert all(part in message for part in expected), message
+
+
+def test_f21_the_cell_is_that_of_the_source_also_with_parameters(tmp_path):
+    path = notebook(tmp_path, "1 + 1", "1/0", parameters="seed = 0")
+    assert "toy, cell 2: ZeroDivisionError" in failure(path) and "toy, cell 2: ZeroDivisionError" in failure(path, {"seed": 3})
 
 
 def test_f21_no_parameters_cell(tmp_path):
@@ -64,8 +72,8 @@ def test_f21_an_endless_cell_meets_its_limit(tmp_path):
 
 
 def test_f21_an_endless_notebook_meets_its_limit(tmp_path):
-    message = failure(notebook(tmp_path, *["import time; time.sleep(2)"]*20), wall=6)
-    assert "limit" in message
+    message = failure(notebook(tmp_path, "1", "import time; time.sleep(60)"), wall=5)
+    assert "toy, cell 1" in message and "limit of 5 s for the whole notebook" in message
 
 
 @pytest.mark.parametrize("source", ["print('x'*100_000_000)", "for i in range(3000): print('x'*50_000)"])
@@ -127,6 +135,36 @@ def test_a_failed_arm_is_tried_again_and_the_others_are_kept(tmp_path):
     from hclab.lab.arms import ArmsFailed
     with pytest.raises(ArmsFailed, match="bad s0: RuntimeError: the example fails at step 2"): run_arms([good, bad], root=tmp_path)
     assert find(good, [tmp_path]).state == "done" and find(bad, [tmp_path]).state == "failed"
+    made = (tmp_path/folder_name(good)/"result.json").stat().st_mtime_ns
+    with pytest.raises(ArmsFailed, match="bad s0"): run_arms([good, bad], root=tmp_path)
+    assert (tmp_path/folder_name(good)/"result.json").stat().st_mtime_ns == made, "what was done is not done again"
+    assert len((tmp_path/folder_name(bad)/"metrics.jsonl").read_text().splitlines()) == 2, "the second try begins anew"
+
+
+def test_f20_force_does_not_take_a_folder_from_a_run(tmp_path):
+    arm = Arm("slow", RUN, ExampleConfig(steps=40, seconds=0.2))
+    first = subprocess.Popen(_command(arm, tmp_path))
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path/folder_name(arm)/"metrics.jsonl").exists() and time.monotonic() < deadline: time.sleep(0.05)
+        with pytest.raises(OSError) as e: run_arm(arm, tmp_path, force=True)
+        assert str(first.pid) in str(e.value) and (tmp_path/folder_name(arm)/"metrics.jsonl").exists()
+    finally: first.kill(); first.wait()
+
+
+def test_the_ledger_sees_that_code_changed_after_a_row_was_stored(tmp_path):
+    from hclab.core.book import Claim
+    from hclab.lab.ledger import all_rows, judge, write_rows
+    arms = [Arm(name, RUN, ExampleConfig(steps=3, level=level), seed) for name, level in (("a", 30.0), ("b", 40.0)) for seed in (0, 1)]
+    states = run_arms(arms, root=tmp_path/"runs")
+    folder = tmp_path/"nbs/70_papers/results/toy/cpu"
+    folder.mkdir(parents=True)
+    for status in states.values(): write_json(folder/f"{status.row['name']}-{status.row['key']}-s{status.row['seed']}.json", status.row)
+    write_rows([judge(Claim("Z1", "a is better", "a", "b", "error", "mm"), states, "cpu")], folder/"ledger.json")
+    assert all_rows(tmp_path)["toy/cpu"][0].stale == ""
+    one = next(folder.glob("a-*-s0.json"))
+    write_json(one, {**read_json(one), "sources": {**read_json(one)["sources"], "hclab.core.io": "0"*12}})
+    assert all_rows(tmp_path)["toy/cpu"][0].stale == "changed since: hclab.core.io"
 
 
 def test_a_stale_arm_is_reported_and_renewed_only_by_force(tmp_path, capsys):

@@ -302,3 +302,25 @@ def test_f3_two_processes_stop_together_when_one_is_told(nursery, tmp_path):
     os.kill(pids[1], signal.SIGTERM)
     assert [nursery.wait(pid, 20) for pid in pids] == [143, 143]
     assert 5 <= final(folder)["step"] < 60
+
+
+LAUNCH = [sys.executable, "-m", "hclab.lab.launch", "hclab.methods.baselines.martinez:train_arm", "--profile", "smoke", "-p", "data.performers=[4,2,2]", "-p", "model.channels=32"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+
+
+def test_f27_the_launcher_trains_an_arm_on_two_processes(tmp_path):
+    done = subprocess.run([*LAUNCH, "--folder", str(tmp_path/"two"), "--processes", "2", "-p", "loop.steps=20", "-p", "loop.batch=16"], env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert read_json(tmp_path/"two"/"result.json")["processes"] == 2 and '"val_mpjpe"' in done.stdout
+
+
+def test_f3_the_launcher_passes_a_signal_on(tmp_path):
+    process = subprocess.Popen([*LAUNCH, "--folder", str(tmp_path/"two"), "--processes", "2", "-p", "loop.steps=100000", "-p", "loop.log_every=10"], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path/"two"/"metrics.jsonl"
+    for _ in range(600):
+        if metrics.exists() and metrics.stat().st_size: break
+        time.sleep(0.1)
+    process.terminate()
+    words = process.communicate(timeout=60)[1]
+    assert process.returncode == 143, words
+    assert "stopped by SIGTERM after step" in words and final(tmp_path/"two")["step"] >= 10
