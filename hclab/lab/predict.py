@@ -74,9 +74,16 @@ def lift_clip(clip:Clip,
     joints3d = predict3d(model, data.joints2d)
     return Lifted(clip, camera, data, joints3d, score(joints3d, data))
 
-# %% ../../nbs/80_lab/09_predict.ipynb #bdf8cf98
+# %% ../../nbs/80_lab/09_predict.ipynb #da433b8b
 def picture(lifted:Lifted, title:str="", columns:int=4):
     "A matplotlib figure of a lifted clip: input above, answer and truth below."
+    import matplotlib.pyplot as plt
+
+    from hclab.viz.style import MATPLOTLIB
+    with plt.rc_context(MATPLOTLIB): return _picture(lifted, title, columns)
+
+def _picture(lifted:Lifted, title:str, columns:int):
+    "The figure of `picture` in the style that is in force."
     import matplotlib.pyplot as plt
 
     from hclab.core.geometry import denormalise_screen
@@ -89,16 +96,17 @@ def picture(lifted:Lifted, title:str="", columns:int=4):
     for column, row in enumerate(rows):
         ax = fig.add_subplot(2, len(rows), column + 1)
         plot_skeleton2d(pixels[row], layout, image_size="joints", ax=ax, title=f"input, pose {int(row)}")
+        ax.locator_params(axis="x", nbins=2); ax.locator_params(axis="y", nbins=4)
         if column: ax.set_ylabel("")
         ax = fig.add_subplot(2, len(rows), len(rows) + column + 1, projection="3d")
         plot_skeleton3d(lifted.data.joints3d[row], layout, ax=ax, up="-y", colour="#b8b8b8")
         error = 1000*(lifted.joints3d[row] - lifted.data.joints3d[row]).norm(dim=-1).mean()
         plot_skeleton3d(lifted.joints3d[row], layout, ax=ax, up="-y", title=f"answer, {error:.0f} mm off")
     fig.subplots_adjust(hspace=0.28, wspace=0.3, top=0.88)
-    fig.suptitle(title, fontsize=11)
+    fig.suptitle(title, fontsize=10)
     return fig
 
-# %% ../../nbs/80_lab/09_predict.ipynb #6f42971a
+# %% ../../nbs/80_lab/09_predict.ipynb #4bd55071
 def predict_lift3d(path:Path|str,
                    out:Path|str,                 # folder of the picture and the numbers
                    camera:str="S9/54138969",     # one of Human3.6M's, by subject and id
@@ -109,7 +117,7 @@ def predict_lift3d(path:Path|str,
     path, out = Path(path), Path(out)
     lifted = lift_clip(read_motion(path), model or load_pretrained(), h36m_camera(camera))
     fig = picture(lifted, f"{path.name} through {lifted.camera.name}: MPJPE {lifted.scores['mpjpe'].value:.0f} mm, P-MPJPE {lifted.scores['p_mpjpe'].value:.0f} mm; grey is the recording")
-    save_figure(fig, out/f"{path.stem}.png")
+    save_figure(fig, out/f"{path.stem}.png", dpi=110)
     import matplotlib.pyplot as plt
     plt.close(fig)
     numbers = {"file": path.name, "read_as": lifted.clip.source, "fps": lifted.clip.fps, "frames": len(lifted.clip), "inside": len(lifted.data), "camera": lifted.camera.name, "layout": lifted.data.layout, "frame": "camera", "unit": "m", "root": "Hip",
