@@ -19,7 +19,7 @@ app = typer.Typer(name="hclab", help="The lab book of human-centric perception."
 data_app = typer.Typer(help="Data sets: what there is, where it lies, how to see it.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-# %% ../../nbs/80_lab/11_cli.ipynb #8e74632b
+# %% ../../nbs/80_lab/11_cli.ipynb #a697712b
 WrongWords = typer.BadParameter.__mro__[2]  # the parser's own base of errors; older releases of typer take it from click, newer bring it along
 
 class Usage(Exception):
@@ -36,7 +36,10 @@ def main(args:list[str]|None=None) -> int:
     "Run a command and return its exit code; the entry point `hclab`."
     try: result = app(args=args, standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt): print("hclab: stopped; the same command goes on where it was", file=sys.stderr); return 130
-    except (WrongWords, Usage) as e: print(f"hclab: {e.format_message() if isinstance(e, WrongWords) else e}", file=sys.stderr); return 2
+    except (WrongWords, Usage) as e:
+        words = e.format_message() if isinstance(e, WrongWords) else str(e)
+        if words.strip(): print(f"hclab: {words}", file=sys.stderr)  # without any word the help was printed already
+        return 2
     except Exception as e:
         if not isinstance(e, expected_errors()): raise
         print(f"hclab: {e}", file=sys.stderr)
