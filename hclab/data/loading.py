@@ -6,10 +6,10 @@
 __all__ = ['BAD_DATA', 'sample_seed', 'sample_generator', 'LoadingError', 'epoch_order', 'deal', 'drawer', 'TensorRows',
            'BadSample', 'Loader', 'WorkerError', 'close', 'forever', 'state_dict', 'load_state_dict', 'FolderWatch']
 
-# %% ../../nbs/20_data/90_loading.ipynb #2a398f97
+# %% ../../nbs/20_data/90_loading.ipynb #b01aa17b
 import functools, hashlib, inspect, multiprocessing, os, signal, threading, time, traceback, warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -250,15 +250,17 @@ def close(self) -> None:
         if process.is_alive():
             with suppress(RuntimeError): process.kill(); process.join(10)
 
-# %% ../../nbs/20_data/90_loading.ipynb #0faf0bf5
-def _worker_error(loader:Loader, cause:BaseException, waited:float) -> WorkerError:
-    "Who failed, and at what. Ends all workers."
-    alive = {p.pid for p in multiprocessing.active_children()}
+# %% ../../nbs/20_data/90_loading.ipynb #aace6884
+def _worker_error(loader:Loader, cause:BaseException, waited:float, hangs:bool=False) -> WorkerError:
+    "Who failed, and at what; `hangs`: the workers were killed because none answered. Ends all workers."
+    alive = {p.pid for p in loader._processes} if hangs else {p.pid for p in multiprocessing.active_children()}
     exits = {p.pid: p.exitcode for p in loader._processes}
     notes = loader.progress.tolist()
     dead = [w for w, note in enumerate(notes) if note[_PID] != -1 and note[_PID] not in alive]
     unknown = not dead and any(pid not in alive for pid in exits)
-    worker = dead[0] if dead else loader._turn % loader.workers
+    turn = loader._turn % loader.workers
+    busy = sorted((w for w, note in enumerate(notes) if note[_BUSY] == 1), key=lambda w: w != turn)
+    worker = dead[0] if dead else busy[0] if busy else turn  # one that has finished its sample holds nobody up
     note = notes[worker]
     at = f"worker {worker} (process {note[_PID]}) " if note[_PID] != -1 and not unknown else "a worker that had not begun "
     if dead or unknown:
@@ -266,25 +268,41 @@ def _worker_error(loader:Loader, cause:BaseException, waited:float) -> WorkerErr
         by = f"was ended by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with code {code}"
         what, advice = by, "SIGKILL often means that memory ran out: fewer workers, a smaller batch or less prefetch"
     else: what, advice = f"has not answered for {waited:.0f} s", "look at that sample with workers=0, or raise timeout= if it is only slow"
-    error = WorkerError(f"{at}{what}; {'working on' if note[_BUSY] == 1 else 'last done'}: sample {note[_INDEX]} of epoch {note[_EPOCH]}. All workers were ended; {advice}. [{str(cause).splitlines()[0][:120]}]")
+    error = WorkerError(f"{at}{what}; {'working on' if note[_BUSY] == 1 else 'last done'}: sample {note[_INDEX]} of epoch {note[_EPOCH]}. All workers were ended; {advice}. [{(str(cause).splitlines() or [type(cause).__name__])[0][:120]}]")
     error.worker, error.index = worker, note[_INDEX]
     loader.close()
     return error
 
 Loader.close = close
 
-# %% ../../nbs/20_data/90_loading.ipynb #9a31f016
+# %% ../../nbs/20_data/90_loading.ipynb #1e28e01b
+@contextmanager
+def _clock(loader:Loader) -> Iterator[threading.Event]:
+    "End the workers if the block takes longer than the loader's time limit; the event says whether it did."
+    late = threading.Event()
+    def end():
+        late.set()
+        for process in loader._processes:
+            with suppress(RuntimeError, OSError): process.kill()
+    clock = threading.Timer(loader.timeout + 2 * _POLL, end)
+    clock.daemon = True
+    clock.start()
+    try: yield late
+    finally: clock.cancel()
+
+# %% ../../nbs/20_data/90_loading.ipynb #887729ce
 def _next(loader:Loader, iterator:Iterator) -> tuple|None:
     "The next batch with its account, None at the end of the epoch. Raises `WorkerError`."
+    if not loader.workers: return next(iterator, None)
     began = time.monotonic()
-    while True:
-        try: return next(iterator, None)
-        except LoadingError: raise
-        except RuntimeError as e:
-            if not loader.workers: raise
-            waited, alive = time.monotonic() - began, {p.pid for p in multiprocessing.active_children()}
-            if waited < loader.timeout and all(p.pid in alive for p in loader._processes): continue
-            raise _worker_error(loader, e, waited) from None
+    with _clock(loader) as late:
+        while True:
+            try: return next(iterator, None)
+            except LoadingError: raise
+            except (RuntimeError, OSError, EOFError) as e:
+                waited, alive = time.monotonic() - began, {p.pid for p in multiprocessing.active_children()}
+                if not late.is_set() and waited < loader.timeout and all(p.pid in alive for p in loader._processes): continue
+                raise _worker_error(loader, e, waited, late.is_set()) from None
 
 # %% ../../nbs/20_data/90_loading.ipynb #2ad13fd4
 def _count(loader:Loader, batch, rows:int, failures:list[dict]) -> None:

@@ -270,6 +270,22 @@ def test_a_worker_that_dies_or_hangs_is_named_with_its_sample(act, words, start)
     it.close()
 
 
+@pytest.mark.parametrize("act, words", [(stop, "has not answered"), (kill, "was ended by SIGKILL"), (leave, "ended with code 3")])
+def test_a_worker_that_is_gone_before_its_finished_batch_was_fetched(act, words):
+    it = loader(Deadly(act, at=17), workers=2, shuffle=False, timeout=2, start_method="fork")
+    batches, got, began = iter(it), 0, time.monotonic()
+    with pytest.raises(ld.WorkerError, match=rf"worker 0 \(process \d+\) {words}.*sample 17 of epoch 0") as e:
+        for _ in batches:
+            if got == 0:
+                time.sleep(1)  # worker 0 finishes its second batch meanwhile and is gone in its third
+            got += 1
+    assert (e.value.worker, e.value.index) == (0, 17) and 1 <= got <= 2 and time.monotonic() - began < 15
+    assert not [p for p in children() if p.status() == psutil.STATUS_ZOMBIE]
+    it.dataset.at = -1
+    assert sum(1 for _ in it) == 5 - got
+    it.close()
+
+
 def test_a_death_in_the_middle_of_a_step_is_reported_by_the_loader_and_not_in_the_step():
     it = loader(workers=1, shuffle=False, prefetch=1)
     batches = iter(it)
