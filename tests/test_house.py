@@ -1,4 +1,5 @@
 "The rules of the house: stamps, sizes, arrows and exports, each on a small tree that breaks it and on the repository itself."
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -137,3 +138,13 @@ def test_path_comments_are_the_only_thing_ignored():
     assert _without_paths(a) == _without_paths(a.replace("../../nbs", "/elsewhere/a repo/nbs"))
     assert _without_paths(a) != _without_paths(a.replace("x = 1", "x = 2"))
     assert json.dumps(_without_paths(a)).count("00_a.ipynb") == 2
+
+
+def test_the_budget_of_the_notebooks_is_noticed():
+    spec = importlib.util.spec_from_file_location("budget", ROOT / "tests/conftest.py")  # by path: tests/browser has a conftest too
+    budget = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(budget)
+    MEAN, MOST, SLACK, over_budget = budget.MEAN, budget.MOST, budget.SLACK, budget.over_budget
+    assert over_budget({}) == [] == over_budget({"a": 1.0, "b": MEAN})
+    assert "the mean of 2" in over_budget({"a": 0.0, "b": 4*SLACK*MEAN})[0]
+    assert any("b took" in line for line in over_budget({**{str(n): 0.0 for n in range(99)}, "b": SLACK*MOST + 1.0}))
