@@ -35,7 +35,7 @@ class Node:
     offset: tuple = None         # (x, y, z) from the parent, file's unit
     channels: tuple = ()         # as named in the file, in the file's order
 
-# %% ../../../nbs/20_data/readers/10_bvh.ipynb #6852bd2b
+# %% ../../../nbs/20_data/readers/10_bvh.ipynb #456599db
 class TextSource:
     "The words of a text file, then its lines, with the number of the current line; refuses absurdly long ones."
     def __init__(self, file, path, error:type=BVHError, kind:str="BVH"):
@@ -71,7 +71,7 @@ class TextSource:
         for i, w in enumerate(words):
             try: values.append(float(w))
             except ValueError: self.fail(f"{what}: number {i + 1} of {len(words)} is {w!r}, which is no number")
-            if not np.isfinite(values[-1]): self.fail(f"{what}: number {i + 1} of {len(words)} is {w!r}; fill lost tracking before export")
+            if not np.isfinite(values[-1]): self.fail(f"{what}: number {i + 1} of {len(words)} is {w!r}, not finite; fill lost tracking before export")
         return values
 
 # %% ../../../nbs/20_data/readers/10_bvh.ipynb #1bb91bab
@@ -259,7 +259,7 @@ def euler_angles(R:np.ndarray, # (...,3,3) rotations
     third = np.where(locked, 0, np.arctan2(-sign * R[..., i, j], R[..., i, i]))
     return np.degrees(np.stack([first, np.arctan2(sign * R[..., i, k], side), third], -1))
 
-# %% ../../../nbs/20_data/readers/10_bvh.ipynb #d4aae05d
+# %% ../../../nbs/20_data/readers/10_bvh.ipynb #670dc483
 def _children(s:Skeleton) -> dict[int, list[int]]:
     "Indices of each joint's children."
     return {j: [c for p, c in s.edges if p == j] for j in range(len(s))}
@@ -280,11 +280,11 @@ def _hierarchy_text(clip:Clip, offsets:np.ndarray, order:str) -> tuple[list[str]
         if end: continue
         columns.append(j)
         lines.append(pad + ("  CHANNELS 3 " if depth else "  CHANNELS 6 Xposition Yposition Zposition ") + turns)
-        if not children[j]: lines += [pad + "  End Site", pad + "  {", pad + "    OFFSET 0 0 0", pad + "  }"]
+        if not children[j]: lines += [pad + "  End Site", pad + "  {", pad + "    OFFSET 0.000000 0.000000 0.000000", pad + "  }"]
         open_joints += [("open", c, depth + 1) for c in reversed(children[j])]
     return lines, columns
 
-# %% ../../../nbs/20_data/readers/10_bvh.ipynb #839fe571
+# %% ../../../nbs/20_data/readers/10_bvh.ipynb #a5488af4
 def _check_writable(clip:Clip, order:str, unit_metres:float, up:str):
     "Raise `BVHError` where a clip can't be written so that a reader understands it."
     if clip.rotations is None or clip.offsets is None: raise BVHError(f"{clip!r} has no rotations, and a BVH file is made of them; retarget the joints onto a rig first")
@@ -303,7 +303,7 @@ def write_bvh(clip:Clip,                # with rotations and offsets
     "Write `clip` so that `read_bvh` gives it back. Raises `BVHError` for a clip without rotations or a wrong argument, `DiskFull`, `NotWritable`."
     _check_writable(clip, order, unit_metres, up)
     turn = np.array(TURN[up], float)
-    lines, columns = _hierarchy_text(clip, clip.offsets.double().numpy() @ turn / unit_metres, order)
+    lines, columns = _hierarchy_text(clip, np.round(clip.offsets.double().numpy() @ turn / unit_metres, 6) + 0.0, order)   # + 0.0: no "-0.000000"
     lines += ["MOTION", f"Frames: {len(clip)}", f"Frame Time: {1 / clip.fps:.9g}", ""]
     with atomic_file(path, needed=len(clip) * len(columns) * 30) as file:
         file.write("\n".join(lines).encode())
