@@ -63,7 +63,7 @@ def _array(shape, dtype:np.dtype, data, fortran:bool):
         raise ValueError(f"{len(data) if hasattr(data, '__len__') else 0:,} bytes for an array of shape {shape} and type {dtype}, which needs {count * dtype.itemsize:,}")
     return np.ndarray(shape, dtype, buffer=data, order="F" if fortran else "C") if count else np.zeros(shape, dtype)
 
-# %% ../../../nbs/20_data/readers/09_objects.ipynb #68c43b4f
+# %% ../../../nbs/20_data/readers/09_objects.ipynb #c13bba6d
 class _Name(str):
     "A function or class that a pickle asked for; only compared, never imported."
 
@@ -88,13 +88,11 @@ def _call(name, args):
     if not isinstance(name, _Name) or not isinstance(args, tuple): raise ValueError("a call of something that is no function")
     if name == "_reconstruct" and len(args) == 3 and args[0] == "ndarray" and isinstance(args[0], _Name): return _Pending()
     if name == "dtype" and args: return _Type(args[0])
-    if name == "scalar" and len(args) == 2 and isinstance(args[0], _Type): return _array((), args[0].dtype, args[1], False)[()] if args[0].dtype != object else _refuse_scalar()
+    if name == "scalar" and len(args) == 2 and isinstance(args[0], _Type) and args[0].dtype != object: return _array((), args[0].dtype, args[1], False)[()]
     if name == "_frombuffer" and len(args) == 4 and isinstance(args[1], _Type): return _array(args[2], args[1].dtype, args[0], args[3] == "F")
     if name == "bytes" and args == (): return b""            # how old protocols write no bytes at all
     if name == "encode" and len(args) == 2 and isinstance(args[0], str) and args[1] in ("latin1", "latin-1"): return args[0].encode("latin1")
     raise ValueError(f"a call of {name!s} with arguments that NumPy does not write")
-
-def _refuse_scalar(): raise ValueError("a scalar of type object")
 
 def _build(target, state):
     "`target` with its state. Raises `ValueError` for anything but an array or its type."
@@ -222,7 +220,7 @@ def _unpickle(stream:_Stream):
     except (ValueError, struct.error, OverflowError, MemoryError, UnicodeError, AttributeError, TypeError) as e: stream.fail(f"this pickle is not read: {str(e) or type(e).__name__}")
     return root
 
-# %% ../../../nbs/20_data/readers/09_objects.ipynb #167d71f7
+# %% ../../../nbs/20_data/readers/09_objects.ipynb #986a2278
 MAX_RATIO = 200             # unpacked to packed bytes of a large member; recorded joints reach about ten
 
 def read_pickle(path,                     # a .pkl file
@@ -253,6 +251,7 @@ def _read_npy(stream:_Stream):
 
 def read_npz(path,                        # an .npz file
              names=None,                  # the members wanted; None: all
+             missing:bool=False,          # some of them may be missing
              max_bytes:int=MAX_BYTES      # of all members together, unpacked
             ) -> dict:
     "Name -> array of each member, or what an object array holds (dicts, lists, text, arrays). Nothing in it is executed. Raises `ObjectError`."
@@ -273,6 +272,6 @@ def read_npz(path,                        # an .npz file
     except ObjectError: raise
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error) as e:
         raise ObjectError(f"{path}:0: not a whole .npz file ({e}); download it again") from e
-    missing = sorted(set(names or ()) - set(found))
-    if missing: raise ObjectError(f"{path}:0: no array called {missing[0]!r}; it holds {', '.join(sorted(m.filename.removesuffix('.npy') for m in members))[:200] or 'nothing'}")
+    absent = sorted(set(names or ()) - set(found))
+    if absent and not missing: raise ObjectError(f"{path}:0: no array called {absent[0]!r}; it holds {', '.join(sorted(m.filename.removesuffix('.npy') for m in members))[:200] or 'nothing'}")
     return found
