@@ -145,7 +145,7 @@ class _Machine:
         if isinstance(self.stack[-1], _Pending): self.stack[-1].keys.append(key)
         self.memo[key] = self.stack[-1]
 
-# %% ../../../nbs/20_data/readers/09_objects.ipynb #9edead54
+# %% ../../../nbs/20_data/readers/09_objects.ipynb #ef565ddd
 def _container(m:_Machine, op:str) -> bool:
     "Do `op` if it is about dicts, lists, tuples or the stack; whether it was."
     if op == "MARK": m.stack.append(_MARK)
@@ -183,7 +183,9 @@ def _step(m:_Machine, op:str, arg) -> None:
         state, target = m.pop(), m.pop()
         m.stack.append(_build(target, state))
         for key in getattr(target, "keys", ()): m.memo[key] = m.stack[-1]
-    elif op not in ("PROTO", "FRAME"): raise ValueError(f"the opcode {op} is not needed for plain data and could run code, so it is refused. Nothing of it was run")
+    elif op == "PROTO":
+        if arg > 5: raise ValueError(f"pickle protocol {arg}; 0 to 5 are known")
+    elif op != "FRAME": raise ValueError(f"the opcode {op} is not needed for plain data and could run code, so it is refused. Nothing of it was run")
 
 # %% ../../../nbs/20_data/readers/09_objects.ipynb #75bb5563
 _LEAVES = (str, int, float, bool, bytes, bytearray, type(None), np.ndarray, np.generic)
