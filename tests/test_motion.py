@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from hclab.core.skeleton import skeleton
-from hclab.data.motion import ACTIONS, Clip, ClipError, Performer, flexion, gait, generate, heading, speeds, split_performers, stance
+from hclab.data.grammar import ACTIONS, Performer, generate
+from hclab.data.measures import flexion, gait, heading, speeds, stance
+from hclab.data.motion import Clip, ClipError, split_performers
 
 PEOPLE = range(8)
 

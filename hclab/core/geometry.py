@@ -7,7 +7,7 @@ __all__ = ['FORMULAS', 'H36M_IDS', 'H36M_CAMERAS', 'EULER_ORDERS', 'ALIGNMENTS',
            'to_camera', 'to_world', 'in_front', 'project_camera', 'project', 'undistort', 'unproject',
            'quaternion_to_matrix', 'h36m_camera', 'normalise_screen', 'denormalise_screen', 'matrix_to_quaternion',
            'axis_angle_to_matrix', 'matrix_to_axis_angle', 'matrix_to_6d', 'rotation_6d_to_matrix', 'euler_to_matrix',
-           'Transform', 'procrustes']
+           'quaternion_multiply', 'quaternion_rotate', 'slerp', 'Transform', 'procrustes']
 
 # %% ../../nbs/00_core/05_geometry.ipynb #d5b1ad08
 from dataclasses import dataclass
@@ -336,6 +336,34 @@ def euler_to_matrix(angles,              # (..., 3) in the order of the letters
     axes = torch.eye(3).to(angles)[["XYZ".index(letter) for letter in order]]
     a, b, c = axis_angle_to_matrix(angles[..., None] * axes).unbind(-3)
     return a @ b @ c
+
+# %% ../../nbs/00_core/05_geometry.ipynb #cc0384c2
+def quaternion_multiply(a, b) -> Tensor:
+    "The quaternion (..., 4), w first, that turns by `b` and then by `a`: the product of their matrices."
+    (aw, ax, ay, az), (bw, bx, by, bz) = (_last(q, 4, "quaternions").unbind(-1) for q in (a, b))
+    return torch.stack([aw * bw - ax * bx - ay * by - az * bz, aw * bx + ax * bw + ay * bz - az * by,
+                        aw * by - ax * bz + ay * bw + az * bx, aw * bz + ax * by - ay * bx + az * bw], -1)
+
+def quaternion_rotate(q, v) -> Tensor:
+    "Vectors (..., 3) turned by unit quaternions (..., 4), w first."
+    q, v = _last(q, 4, "quaternions"), _last(v, 3, "vectors")
+    w, u = q[..., :1], q[..., 1:]
+    u, v = torch.broadcast_tensors(u, v)
+    across = 2 * torch.linalg.cross(u, v)
+    return v + w * across + torch.linalg.cross(u, across)
+
+def slerp(a, b, w) -> Tensor:
+    "Unit quaternions (..., 4) between `a` (w = 0) and `b` (w = 1, a number or (..., 1)), along the shorter arc at constant speed."
+    a, b = _last(a, 4, "quaternions"), _last(b, 4, "quaternions")
+    dot = (a * b).sum(-1, keepdim=True)
+    b, dot = torch.where(dot < 0, -b, b), dot.abs()
+    # the angle from the chord keeps its precision where the two are nearly the same
+    angle = 2 * torch.asin(((a - b).norm(dim=-1, keepdim=True) / 2).clamp(max=1.0))
+    near = angle < 1e-3
+    sine = torch.where(near, 1.0, angle.sin())
+    w = torch.as_tensor(w, dtype=a.dtype, device=a.device)
+    out = torch.where(near, 1 - w, ((1 - w) * angle).sin() / sine) * a + torch.where(near, w, (w * angle).sin() / sine) * b
+    return torch.nn.functional.normalize(out, dim=-1)
 
 # %% ../../nbs/00_core/05_geometry.ipynb #dec48af1
 class Transform(NamedTuple):

@@ -16,7 +16,8 @@ from ..core.config import Config, ConfigError, did_you_mean
 from ..core.geometry import H36M_CAMERAS, Camera, normalise_screen
 from ..core.metrics import MetricResult, Poses, auc3d, mpjpe, p_mpjpe, pck3d
 from ..core.skeleton import Skeleton, convert, skeleton
-from ..data.motion import Clip, generate
+from ..data.grammar import generate
+from ..data.motion import Clip
 
 # %% ../../nbs/50_tasks/01_lift3d.ipynb #31e9e01b
 FRAMES = ("camera", "world")

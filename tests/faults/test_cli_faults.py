@@ -67,7 +67,7 @@ BLOCKED = textwrap.dedent("""
     import importlib, pkgutil, hclab
     for m in pkgutil.walk_packages(hclab.__path__, 'hclab.'):
         if not m.name.endswith('_modidx'): importlib.import_module(m.name)
-    from hclab.data.motion import generate
+    from hclab.data.grammar import generate
     from hclab.tasks.lift3d import LiftDataConfig, make_split
     from hclab.methods.baselines.martinez import Martinez, MartinezConfig
     import torch

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hclab.core.config import samples_dir
-from hclab.data.motion import ClipError, gait, heading
+from hclab.data.measures import gait, heading
+from hclab.data.motion import ClipError
 from hclab.data.readers.bvh import BVHError, guess_unit, match_names, read_bvh, to_h36m
 
 HEAD = """HIERARCHY
