@@ -81,6 +81,16 @@ def test_a_joint_that_is_lost_is_a_gap_everywhere(tmp_path):
     assert (back[6, c.skeleton.index("left_wrist")] == -32768).all() and (back[6, 0] != -32768).all()
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_lost_root_and_a_lost_frame_leave_the_rest_in_place(tmp_path):
+    c = clip("COCO17", frames=100)
+    c.joints[:, 0] = np.nan
+    c.joints[40] = np.nan
+    assert stage(c).path is not None and np.isfinite(stage(c).path).all(), "four metres are followed by what is known"
+    assert len([a for a in motion_sheet([c]).axes[0].collections if a.get_gid() == "people"][0].get_segments()) > 50
+    save_gif(c, tmp_path/"a.gif", height=60, fps=10)
+
+
 def test_view_never_mirrors():
     for azimuth in range(0, 360, 30): assert np.linalg.det(view_axes(azimuth, 20)) == pytest.approx(1)
     c = clip()

@@ -7,7 +7,7 @@ __all__ = ['PERFORMERS', 'READERS', 'LEAST', 'RATE', 'SECONDS', 'LONGEST', 'PIEC
            'choose_performers', 'check_pace', 'reader_name', 'find_reader', 'read_clips', 'on_layout', 'Shown',
            'show_motion', 'show_file', 'reader_rows', 'found_samples', 'list_lines']
 
-# %% ../../nbs/80_lab/09b_data.ipynb #8907c009
+# %% ../../nbs/80_lab/09b_data.ipynb #bed7dc7e
 import importlib, importlib.util, math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -15,7 +15,8 @@ from pathlib import Path
 
 from ..core.config import ConfigError, did_you_mean, samples_dir
 from ..core.skeleton import SKELETONS, convert, skeleton
-from ..data.motion import ACTIONS, Clip, generate
+from ..data.grammar import ACTIONS, generate
+from ..data.motion import Clip
 from .predict import without_rest_frame
 from ..viz.players import Scene, describe, motion_sheet, save_gif, save_player, scene
 from ..viz.sheets import save_figure

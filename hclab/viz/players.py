@@ -6,8 +6,8 @@
 __all__ = ['TRAILED', 'HIPS', 'SIDEWAYS', 'SPEED_SCALE', 'TAIL', 'TAIL_POINTS', 'CURVES', 'FAR', 'RUNWAY', 'TRAIL_NUMBERS',
            'TIME_COUNTS', 'BONE', 'HEAD', 'EDGE', 'FACE', 'BETWEEN', 'BELOW', 'ABOVE', 'GIF_RATES', 'MAX_GIF',
            'PAGE_SCRIPT', 'PAGE', 'PlayerError', 'Scene', 'scene', 'describe', 'joint_speed', 'default_trails',
-           'facing', 'Stage', 'moving_floor', 'tail_frames', 'stage', 'motion_player', 'key_frames', 'view_axes',
-           'strokes', 'motion_sheet', 'gif_rate', 'animation_frames', 'save_gif', 'save_player']
+           'facing', 'floor_path', 'Stage', 'moving_floor', 'tail_frames', 'stage', 'motion_player', 'key_frames',
+           'view_axes', 'strokes', 'motion_sheet', 'gif_rate', 'animation_frames', 'save_gif', 'save_player']
 
 # %% ../../nbs/10_viz/06_players.ipynb #82c636b3
 import base64, json, math
@@ -105,7 +105,7 @@ def default_trails(s:Scene) -> list[int]:
         at += len(layout)
     return chosen
 
-# %% ../../nbs/10_viz/06_players.ipynb #93e971cc
+# %% ../../nbs/10_viz/06_players.ipynb #1463ee07
 HIPS = ("hip", "upleg", "thigh", "leg")      # words by which layouts call the pair that tells where a body faces
 
 def facing(s:Scene) -> float:
@@ -117,6 +117,15 @@ def facing(s:Scene) -> float:
     elif hips: ahead = np.cross(start[hips[0]] - start[hips[1]], (0, 0, 1))
     else: return 0.0
     return math.degrees(math.atan2(ahead[1], ahead[0])) if np.isfinite(ahead).all() and np.hypot(*ahead[:2]) > 1e-6 else 0.0
+
+def floor_path(s:Scene) -> np.ndarray:
+    "(T,2) metres: where the scene is on the floor - its root, or the middle of what is known where the root is not; the last place where nothing is."
+    root = s.joints[:, s.skeleton.root, :2]
+    known = np.isfinite(s.joints).all(-1)
+    middle = np.where(known[..., None], s.joints, 0)[..., :2].sum(1)/np.maximum(known.sum(1), 1)[:, None]
+    path = root if np.isfinite(root).all() else middle
+    last = np.maximum.accumulate(np.where(known.any(1), np.arange(len(path)), 0))
+    return path[last]
 
 SIDEWAYS = 52     # degrees from straight ahead to where the eye stands, to the person's right
 
@@ -186,7 +195,7 @@ def _tail_traces(s:Scene, trails, speeds):
     path = lambda k, j: dict(color=[0.0], cmin=0, cmax=round(top, 2), colorscale=SPEED_SCALE, width=5, showscale=not k, **({} if k else {"colorbar": bar}))
     return [go.Scatter3d(x=[None], y=[None], z=[None], mode="lines", line=path(k, j), showlegend=False, hoverinfo="skip", name=f"path of {s.skeleton.names[j]}") for k, j in enumerate(trails)]
 
-# %% ../../nbs/10_viz/06_players.ipynb #d6a107be
+# %% ../../nbs/10_viz/06_players.ipynb #69251375
 def _trail_indices(s:Scene, trails) -> list[int]:
     "Joint numbers of the named trails, of every person where no person is named. Raises `SkeletonError` for a name that nobody has."
     if trails is None: return default_trails(s)
@@ -206,7 +215,7 @@ def stage(clips,                 # a clip, a list of clips that belong together,
     s = scene(clips)
     chosen = _trail_indices(s, trails)
     speeds = joint_speed(s.joints[:, chosen], s.fps)
-    path = np.nan_to_num(s.joints[:, s.skeleton.root, :2])
+    path = floor_path(s)
     if follow is None: follow = len(s.people) == 1 and float(np.ptp(path, axis=0).max()) > FAR
     if follow: s = replace(s, joints=s.joints - np.pad(path, ((0, 0), (0, 1)))[:, None])
     limits = cube(s.joints) + (np.array([[-RUNWAY, RUNWAY]]*2 + [[0, 0]]) if follow else 0)
@@ -284,7 +293,7 @@ def view_axes(azimuth:float,         # degrees about z to where the eye stands, 
     right, eye = np.array([-math.sin(a), math.cos(a), 0]), np.array([math.cos(e)*math.cos(a), math.cos(e)*math.sin(a), math.sin(e)])
     return np.stack([right, np.cross(eye, right), eye])
 
-# %% ../../nbs/10_viz/06_players.ipynb #16656137
+# %% ../../nbs/10_viz/06_players.ipynb #0ee7d0d7
 BONE, HEAD, EDGE = 0.074, 0.17, 0.028                   # metres: width of a limb, of a head, of the white edge
 FACE = ("eye", "ear", "nose", "jaw", "mouth", "brow", "face", "thumb", "index", "middle", "ring", "pinky")   # too fine for a small figure
 
@@ -309,7 +318,9 @@ def strokes(joints:np.ndarray,     # (J,3) metres
     "Segments ((2,2) metres on the page, colour, width in metres) in the order in which they are painted: shadow, then bones from far to near."
     flat = joints*np.array([1, 1, 0]) + np.array([0, 0, floor])
     page, ground = joints @ axes.T, (flat @ axes.T)[:, :2]
-    known, middle = np.isfinite(joints).all(-1), np.nanmean(page[:, 2])
+    known = np.isfinite(joints).all(-1)
+    if not known.any(): return []
+    middle = page[known, 2].mean()
     bones = [bone for bone in _drawn(skeleton) if known[bone[0]] and known[bone[1]]]
     shadow = [(ground[[a, b]], mix(PALE, share=0.15), BONE) for a, b, *_ in bones]
     painted = []
@@ -322,15 +333,15 @@ def strokes(joints:np.ndarray,     # (J,3) metres
         if side == "right": painted.append((line, "#FFFFFF", 0.3*width))
     return shadow + painted
 
-# %% ../../nbs/10_viz/06_players.ipynb #2b625ba0
+# %% ../../nbs/10_viz/06_players.ipynb #37e5eedd
 BETWEEN = 0.10     # metres of white between two figures
 
 def _strip(clip, keys:int, room:float):
     "Strokes of one clip's moments, moved to their places on a strip `room` metres wide, and their height."
     s = scene(clip)
-    axes, floor = view_axes(facing(s) - SIDEWAYS), float(np.nanmin(s.joints[..., 2]))
+    axes, floor, path = view_axes(facing(s) - SIDEWAYS), float(np.nanmin(s.joints[..., 2])), np.pad(floor_path(s), ((0, 0), (0, 1)))
     for count in range(keys, 0, -1):
-        figures = [strokes(s.joints[t] - s.joints[t, s.skeleton.root]*np.array([1, 1, 0]) - np.array([0, 0, floor]), s.skeleton, axes) for t in key_frames(s.joints, count)[:count]]
+        figures = [strokes(s.joints[t] - path[t] - np.array([0, 0, floor]), s.skeleton, axes) for t in key_frames(s.joints, count)[:count]]
         spans = [(min(line[:, 0].min() - w/2 for line, _, w in f), max(line[:, 0].max() + w/2 for line, _, w in f)) for f in figures if f]
         taken = sum(b - a for a, b in spans) + BETWEEN*len(spans)
         if taken <= room: break
@@ -408,7 +419,7 @@ def _sheet_head(ax, rows, label:float, room:float, y:float):
     for c, who in enumerate(names):
         if len(who) == 1: ax.text(label + c*(room + 0.25) + 0.05, y, next(iter(who)), fontsize=11, color=INK, va="center")
 
-# %% ../../nbs/10_viz/06_players.ipynb #07657255
+# %% ../../nbs/10_viz/06_players.ipynb #d3b1c423
 GIF_RATES = (10, 12.5, 20, 25, 50)      # frames a second whose pause is a whole number of hundredths that players respect
 MAX_GIF = 600                            # frames; longer is a film, and a page plays it better
 
@@ -421,7 +432,7 @@ def _boxes(scenes, follow):
     boxes = []
     for s in scenes:
         joints, axes = s.joints - np.array([0, 0, np.nanmin(s.joints[..., 2])]), view_axes(facing(s) - SIDEWAYS)
-        if follow: joints = joints - joints[:, s.skeleton.root, None]*np.array([1, 1, 0])
+        if follow: joints = joints - np.pad(floor_path(s), ((0, 0), (0, 1)))[:, None]
         page = np.concatenate([joints @ axes.T, (joints*np.array([1, 1, 0])) @ axes.T])[..., :2]
         low, high = np.nanmin(page, (0, 1)) - 0.15, np.nanmax(page, (0, 1)) + 0.15
         spare = max(0.0, 1.5 - (high[0] - low[0]))/2        # room for a title over a narrow figure
