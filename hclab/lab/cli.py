@@ -189,25 +189,46 @@ def doctor():
     for name, ok, seen, todo in rows: print(f"{'ok  ' if ok else 'FAIL'} {name}: {seen}" + (f"\n     -> {todo}" if not ok and todo else ""))
     return 0 if all(row[1] for row in rows) else 1
 
-# %% ../../nbs/80_lab/11_cli.ipynb #c0a2b880
+# %% ../../nbs/80_lab/11_cli.ipynb #01063ff6
+def _cards() -> dict[str, Path]:
+    "Data cards by name."
+    from hclab.lab.arms import project_root
+    return {c.stem: c for c in sorted((project_root()/"data_cards").glob("*.md"))}
+
 @data_app.command("list")
 def data_list():
-    "Data cards, and what has been generated under HCLAB_HOME."
-    from hclab.core.config import hclab_home, samples_dir
-    from hclab.lab.arms import project_root
-    for card in sorted((project_root()/"data_cards").glob("*.md")):
-        print(f"{card.stem:12s} {card.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
-    print(f"\ngenerated data: {hclab_home()} ({'exists' if hclab_home().exists() else 'nothing generated yet'})")
-    print(f"recordings:     {samples_dir() or 'HCLAB_SAMPLES is not set'}")
+    "Data cards, what can be drawn, which files can be read, and what is there."
+    from hclab.core.config import hclab_home
+    from hclab.lab.data import list_lines
+    print("\n".join(list_lines({name: c.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for name, c in _cards().items()})))
+    print(f"generated data: {hclab_home()} ({'exists' if hclab_home().exists() else 'nothing generated yet'})")
 
+# %% ../../nbs/80_lab/11_cli.ipynb #520dcec0
 @data_app.command("show")
-def data_show(name:Annotated[str, typer.Argument(help="A data card.")]):
-    "Print the card of a data set."
+def data_show(name:Annotated[str, typer.Argument(help="motion, a recording such as walk.bvh, or a data card.")],
+              action:Annotated[list[str] | None, typer.Option(help="A drawn action; may be repeated. Default: all.")]=None,
+              performer:Annotated[list[str] | None, typer.Option(help="A performer's number; may be repeated. Default: 1, 2, 3.")]=None,
+              layout:Annotated[str | None, typer.Option(help="A joint layout such as H36M17; default: the clip's own.")]=None,
+              fps:Annotated[float | None, typer.Option(help="Frames a second.")]=None,
+              seconds:Annotated[float | None, typer.Option(help="Length of each drawn clip, or of the start of a recording.")]=None,
+              gif:Annotated[bool, typer.Option("--gif", help="Also an animation.")]=False,
+              out:Annotated[Path | None, typer.Option(help="Folder of what is written; default: show, where runs are kept.")]=None):
+    "Motion as a sheet of key moments and a page with a player, or the card of a data set."
     from hclab.core.config import ConfigError, did_you_mean
-    from hclab.lab.arms import project_root
-    cards = {c.stem: c for c in (project_root()/"data_cards").glob("*.md")}
-    if name not in cards: raise ConfigError(f"no data card {name!r}; {did_you_mean(name, sorted(cards))}")
-    print(cards[name].read_text(encoding="utf-8"))
+    cards, asked = _cards(), dict(layout=layout, fps=fps, seconds=seconds)
+    if name in cards and not Path(name).is_file():
+        if any(v is not None for v in (action, performer, *asked.values(), out)) or gif: raise Usage(f"{name} is a data card, which is printed and takes no options; to see motion: hclab data show motion")
+        print(cards[name].read_text(encoding="utf-8")); return
+    from hclab.lab.arms import runs_root
+    from hclab.lab.data import show_file, show_motion
+    folder = out or runs_root()/"show"
+    if name == "motion": shown = show_motion(folder, action or (), performer or (), gif=gif, **asked)
+    elif Path(name).suffix or Path(name).exists():
+        if action or performer: raise Usage(f"{name} is a recording; --action and --performer choose among drawn motion (hclab data show motion)")
+        shown = show_file(name, folder, gif=gif, **asked)
+    else: raise ConfigError(f"{name!r} is neither 'motion', nor a file, nor a data card; {did_you_mean(name, ['motion', *cards])}")
+    for line in shown.notes: print(line)
+    for what, path in shown.files.items(): print(f"{what + ':':10s} {path}")
 
 @app.command()
 def baseline(accept:Annotated[str, typer.Option(help="Notebook whose numbers are measured anew.")],
