@@ -6,8 +6,8 @@
 __all__ = ['TO_WORLD', 'ROW', 'TURNING', 'HINGES', 'BALLS', 'MAX_BYTES', 'LENGTHS', 'EXPMAP38', 'Y_UP', 'DeepMimicError',
            'humanoid_offsets', 'read_deepmimic', 'read_arrays', 'spans', 'read_mocap20', 'read_expmap38']
 
-# %% ../../../nbs/20_data/readers/12_deepmimic.ipynb #8c97c43c
-import json, math, struct, zipfile, zlib
+# %% ../../../nbs/20_data/readers/12_deepmimic.ipynb #2016f881
+import errno, json, math, struct, zipfile, zlib
 from pathlib import Path
 import numpy as np
 import torch
@@ -77,7 +77,7 @@ class _Json:
         except ValueError as e: self.fail(f"{wanted}: {str(e)[:80]}")   # an integer of thousands of digits
         return found
 
-# %% ../../../nbs/20_data/readers/12_deepmimic.ipynb #0db13a26
+# %% ../../../nbs/20_data/readers/12_deepmimic.ipynb #99126db0
 def _row(source:_Json, number:int) -> np.ndarray:
     "(44,) float32: one checked row."
     row = source.value(f"frame {number}")
@@ -114,12 +114,13 @@ def _read_frames(path) -> tuple[np.ndarray, str]:
         if not isinstance(key, str) or key in seen: source.fail(f"{str(key)[:20]!r} is {'a key for the second time' if isinstance(key, str) else 'no key'}")
         seen.add(key); source.take(":", f"':' after {key[:20]!r}")
         if key == "Frames": frames = _rows(source)
-        else: loop = source.value(key[:20]) if key == "Loop" else (source.value(key[:20]), loop)[1]
+        else: value = source.value(key[:20])
+        if key == "Loop": loop = value
+        if loop not in ("wrap", "none"): source.fail(f"Loop must be 'wrap' or 'none', got {str(loop)[:20]!r}")
         more = source.take(",}", "',' or '}'")
     if source.text[source.at:].strip(): source.fail("text follows after the end of the object")
     if frames is None: source.fail(f"there is no 'Frames'; {did_you_mean('Frames', sorted(seen)) if seen else 'the object is empty'}")
     if not frames: source.fail("Frames is empty; a clip needs at least one frame")
-    if loop not in ("wrap", "none"): source.fail(f"Loop must be 'wrap' or 'none', got {str(loop)[:20]!r}")
     return np.stack(frames), loop
 
 # %% ../../../nbs/20_data/readers/12_deepmimic.ipynb #b3828d2a
@@ -168,7 +169,7 @@ def read_deepmimic(path,                          # a humanoid3d_*.txt file
     name = Path(path).stem
     return Clip(joints, MOCAP20, fps, action or name.removeprefix("humanoid3d_"), performer, source=f"{Path(path).name} (metres, {how}; loop: {loop})", rotations=rotations, offsets=offsets)
 
-# %% ../../../nbs/20_data/readers/12_deepmimic.ipynb #81826b4a
+# %% ../../../nbs/20_data/readers/12_deepmimic.ipynb #b67e4c60
 _DAMAGE = (zipfile.BadZipFile, ValueError, EOFError, zlib.error, struct.error, NotImplementedError, RuntimeError, SyntaxError, TypeError, OverflowError, AttributeError, IndexError)
 
 def _check_entry(archive:zipfile.ZipFile, key:str, kinds:str, axes:int) -> tuple:
@@ -195,7 +196,7 @@ def read_arrays(path,             # a .npz file
             for key, (kinds, axes) in wanted.items(): _check_entry(archive, key, kinds, axes)
         with np.load(path, allow_pickle=False) as arrays: return {k: arrays[k] for k in wanted}
     except OSError as e:
-        if e.errno is not None: raise           # the system's own error says it best
+        if e.errno not in (None, errno.EINVAL): raise   # the disk's trouble, not the archive's; a forged offset is an invalid argument
         raise error(f"{path}: {e}; it is damaged or no .npz file") from e
     except _DAMAGE as e: raise error(f"{path}: {e}; it is damaged or no such archive") from e
 
