@@ -195,7 +195,7 @@ def _tail_traces(s:Scene, trails, speeds):
     path = lambda k, j: dict(color=[0.0], cmin=0, cmax=round(top, 2), colorscale=SPEED_SCALE, width=5, showscale=not k, **({} if k else {"colorbar": bar}))
     return [go.Scatter3d(x=[None], y=[None], z=[None], mode="lines", line=path(k, j), showlegend=False, hoverinfo="skip", name=f"path of {s.skeleton.names[j]}") for k, j in enumerate(trails)]
 
-# %% ../../nbs/10_viz/06_players.ipynb #69251375
+# %% ../../nbs/10_viz/06_players.ipynb #f23b6be2
 def _trail_indices(s:Scene, trails) -> list[int]:
     "Joint numbers of the named trails, of every person where no person is named. Raises `SkeletonError` for a name that nobody has."
     if trails is None: return default_trails(s)
@@ -229,6 +229,7 @@ def stage(clips,                 # a clip, a list of clips that belong together,
     for trace, new in zip(result.moving, result.at(0), strict=True): figure.data[trace].update(new)
     return result
 
+# %% ../../nbs/10_viz/06_players.ipynb #02b9041f
 def _arrange(figure, s:Scene, curves:bool):
     "Body above, curves below on the slider's seconds; without curves the body takes it all."
     seconds, azimuth = max((len(s) - 1)/s.fps, 1/s.fps), math.radians(facing(s) - SIDEWAYS)
@@ -502,7 +503,7 @@ def save_gif(clips,               # as for `animation_frames`
     atomic_write(path, buffer.getvalue())
     return path
 
-# %% ../../nbs/10_viz/06_players.ipynb #10b05bc6
+# %% ../../nbs/10_viz/06_players.ipynb #5fe73379
 PAGE_SCRIPT = """
 const clips = JSON.parse(document.getElementById("clips").textContent), box = document.getElementById("figure"), $ = id => document.getElementById(id);
 const numbers = text => new Int16Array(Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer);
@@ -524,6 +525,10 @@ function ground(f) {                                    // the floor stays where
   for (let i = Math.ceil((y0 + py)/step); i*step - py <= y1; i++) line([x0, i*step - py], [x1, i*step - py], [null, null]);
   return out;
 }
+"""
+
+# %% ../../nbs/10_viz/06_players.ipynb #ea99665c
+PAGE_SCRIPT += """
 function draw() {
   const f = Math.min(now.frames - 1, Math.floor(seconds*now.fps + 1e-6));
   $("time").value = f; $("clock").textContent = (f/now.fps).toFixed(2) + " s";

@@ -1,0 +1,150 @@
+"hclab data show and list: what is written, what is refused, and that nothing half-made is left."
+import re
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageSequence
+
+from hclab.data.grammar import ACTIONS, generate
+from hclab.data.motion import Clip
+from hclab.lab import data
+from hclab.lab.cli import main
+from hclab.lab.data import ShowError, load_motion, on_layout, read_clips, save_motion, show_file, show_motion
+from hclab.lab.motion_mixer import Desk, MixError, Take, draw, mix
+
+
+@pytest.mark.parametrize("line, words", [
+    (["motion", "--action", "wlak"], "did you mean 'walk'"),
+    (["motion", "--performer", "-1"], "number from 0 on"),
+    (["motion", "--performer", "1.5"], "number from 0 on"),
+    (["motion", "--layout", "H36M71"], "did you mean 'H36M17'"),
+    (["motion", "--fps", "0"], "1 to 240"),
+    (["motion", "--fps", "nan"], "1 to 240"),
+    (["motion", "--seconds", "1e9"], "0.1 to 600"),
+    (["nowhere.bvh"], "no such file"),
+    (["walk.xyz"], "no such file"),
+    (["cmu", "--fps", "3"], "is a data card"),
+    (["moton"], "did you mean 'motion'"),
+    (["a.bvh", "--action", "walk"], "is a recording"),
+])
+def test_wrong_words_are_one_line_and_exit_2(line, words, capsys, tmp_path):
+    assert main(["data", "show", *line, *([] if line[0] == "cmu" else ["--out", str(tmp_path/"out")])]) == 2
+    err = capsys.readouterr().err
+    assert words in err and "Traceback" not in err and err.count("\n") == 1
+    assert not (tmp_path/"out").exists()
+
+
+def test_motion_is_drawn_by_the_command(tmp_path, capsys):
+    assert main(["data", "show", "motion", "--action", "walk", "--action", "wave", "--performer", "4", "--seconds", "1", "--fps", "20", "--layout", "NTU25", "--gif", "--out", str(tmp_path/"a b")]) == 0
+    said = capsys.readouterr().out
+    for name in ("motion.png", "motion.html", "motion.gif"): assert str(tmp_path/"a b"/name) in said and (tmp_path/"a b"/name).stat().st_size > 1000
+    with Image.open(tmp_path/"a b"/"motion.gif") as image: assert sum(frame.info["duration"] for frame in ImageSequence.Iterator(image)) == 1000
+    page = (tmp_path/"a b"/"motion.html").read_text()
+    assert "walk, performer 4" in page and "wave, performer 4" in page and not re.search(r"https?://", page)
+
+
+def test_all_actions_are_on_the_sheet_by_default(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(data, "_write", lambda rows, *rest: seen.extend(rows))
+    show_motion(tmp_path, seconds=0.5)
+    assert [(s.action, s.performer) for s in seen] == [(a, n) for a in ACTIONS for n in data.PERFORMERS]
+
+
+def test_help_loads_no_torch_and_a_reader_is_imported_when_needed():
+    code = ("import sys; from hclab.lab.cli import main; main(['data', 'show', '--help']); import hclab.lab.cli; print('torch' in sys.modules, file=sys.stderr)")
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr.strip() == "False"
+    for suffix, where in data.READERS.items(): assert callable(data.find_reader("x" + suffix)), where
+
+
+def test_list_names_readers_actions_and_samples(tmp_path, monkeypatch, capsys):
+    (tmp_path/"sub").mkdir()
+    (tmp_path/"sub"/"one.bvh").write_text("")
+    monkeypatch.setenv("HCLAB_SAMPLES", str(tmp_path))
+    monkeypatch.setitem(data.READERS, ".gone", "hclab.data.readers.gone:read")
+    assert main(["data", "list"]) == 0
+    said = capsys.readouterr().out
+    assert all(a in said for a in ACTIONS) and "1 file, e.g. sub/one.bvh" in said and "(missing here)" in said
+    monkeypatch.delenv("HCLAB_SAMPLES")
+    assert main(["data", "list"]) == 0 and "HCLAB_SAMPLES is not set" in capsys.readouterr().out
+
+
+def test_a_broken_recording_leaves_nothing(tmp_path, capsys):
+    (tmp_path/"broken.bvh").write_text("HIERARCHY\nROOT a\n{\nOFFSET 0 x 0\n")
+    assert main(["data", "show", str(tmp_path/"broken.bvh"), "--out", str(tmp_path/"out")]) == 2
+    assert "broken.bvh:4" in capsys.readouterr().err and not (tmp_path/"out").exists()
+
+
+def test_several_people_of_one_file_move_together(tmp_path, monkeypatch):
+    pair = [generate("wave", n, 1.0, fps=30) for n in (1, 2)]
+    monkeypatch.setitem(data.READERS, ".pair", "hclab.lab.data:load_motion")
+    monkeypatch.setattr(data, "load_motion", lambda path: pair)
+    (tmp_path/"two.pair").write_text("x")
+    shown = show_file(tmp_path/"two.pair", tmp_path)
+    assert len(shown.notes) == 2 and "person 2 head" in shown.files["player"].read_text()
+    with pytest.raises(ShowError, match="differ in length"):
+        pair[1] = pair[1].slice(0, 10)
+        show_file(tmp_path/"two.pair", tmp_path)
+
+
+def test_missing_joints_are_gaps_and_a_hopeless_layout_is_refused():
+    s = on_layout(generate("walk", 1, 1.0, fps=20), "COCO17")
+    assert np.isnan(s.joints[:, s.skeleton.index("left_eye")]).all() and np.isfinite(s.joints[:, s.skeleton.index("left_knee")]).all()
+    lone = generate("walk", 1, 1.0, fps=20)
+    lone = Clip(lone.joints, replace(lone.skeleton, name="OWN", names=tuple(f"j{i}" for i in range(len(lone.skeleton))), pairs=()), 20.0, "walk", 1)
+    with pytest.raises(ShowError, match="too few of the joints"): on_layout(lone, "H36M17")
+
+
+# ------------------------------------------------------------------------------------------------ kept motion
+def test_kept_motion_comes_back_bit_by_bit(tmp_path):
+    clip = draw(Take("squat", performer=6, seconds=1.5))
+    back = load_motion(save_motion(clip, tmp_path/"a.motion.npz"))
+    assert torch.equal(back.joints, clip.joints) and (back.fps, back.action, back.performer, back.skeleton) == (clip.fps, clip.action, clip.performer, clip.skeleton)
+
+
+def test_hostile_archives_are_refused(tmp_path):
+    good = save_motion(generate("walk", 1, 1.0), tmp_path/"good.motion.npz").read_bytes()
+    files = {"half": good[:len(good)//2], "empty": b"", "text": b"not an archive"}
+    for name, content in files.items(): (tmp_path/f"{name}.motion.npz").write_bytes(content)
+    with zipfile.ZipFile(tmp_path/"bomb.motion.npz", "w", zipfile.ZIP_DEFLATED) as z: z.writestr("joints.npy", b"\0"*(data.LARGEST + 1))
+    np.savez(tmp_path/"objects.motion.npz", **{k: np.array([print], dtype=object) for k in data.NEEDED})
+    kept = dict(np.load(tmp_path/"good.motion.npz"))
+    np.savez(tmp_path/"double.motion.npz", **{**kept, "joints": kept["joints"].astype(np.float64)})
+    np.savez(tmp_path/"shape.motion.npz", **{**kept, "joints": kept["joints"][:, :5]})
+    np.savez(tmp_path/"parents.motion.npz", **{**kept, "layout": np.str_("OWN"), "parents": np.full(len(kept["names"]), 3)})
+    for name in (*files, "bomb", "objects", "double", "shape", "parents"):
+        with pytest.raises(ShowError, match=rf"{name}\.motion\.npz"): read_clips(tmp_path/f"{name}.motion.npz")
+
+
+# ------------------------------------------------------------------------------------------------ the mixer, without a browser
+@pytest.mark.parametrize("blend", [0.0, 0.01, 0.4, 1.0])
+def test_segments_cover_the_mix_and_hold_the_takes(blend):
+    takes = [draw(Take("walk", seconds=1.0)), draw(Take("wave", seconds=1.5)), draw(Take("idle", seconds=1.0))]
+    mixed = mix(takes, blend)
+    assert mixed.segments[0][0] == 0 and mixed.segments[-1][1] == len(mixed.clip)
+    assert all(a[1] == b[0] for a, b in zip(mixed.segments, mixed.segments[1:], strict=False))
+    parts = [(a, b) for a, b, action in mixed.segments if action != "transition"]
+    assert [b - a for a, b in parts] == [len(t) for t in takes]
+    root = mixed.clip.joints[:, mixed.clip.skeleton.root, :2]
+    assert float((root[1:] - root[:-1]).norm(dim=-1).max()) < 0.15, "nobody is moved over the floor in one frame"
+    for (a, b), take in zip(parts, takes, strict=True):     # a take is turned and moved as a whole, so its inner distances stay
+        bones = lambda j: torch.stack([(j[:, p] - j[:, c]).norm(dim=-1) for p, c in take.skeleton.edges])
+        assert torch.allclose(bones(mixed.clip.joints[a:b]), bones(take.joints), atol=1e-4)
+
+
+def test_the_desk_refuses_and_keeps_what_it_had(tmp_path):
+    desk = Desk()
+    with pytest.raises(MixError, match="no clip"): desk.add(0, 1)
+    with pytest.raises(MixError, match="empty"): desk.join()
+    desk.draw(seconds=1.0)
+    desk.add(0, 0.5)
+    joined = desk.join().clip
+    with pytest.raises(ValueError, match="no action"): desk.draw(action="fly")
+    assert desk.clip is joined and desk.take.action == "walk"
+    with pytest.raises(MixError, match="write a"): desk.save(tmp_path/"x.txt")
+    desk.draw(action="wave")
+    assert load_motion(desk.save(tmp_path/"x.motion.npz")).action == "wave", "what is on the stage is what is saved"
