@@ -216,6 +216,14 @@ def test_the_recorded_walk_goes_ahead_on_the_floor():
     assert (heading(clip) @ ahead > .8).all(), "left and right are exchanged, or the walker walks backwards"
     speed = (clip.joint("root")[-1] - clip.joint("root")[0]).norm() / clip.duration
     assert .7 < speed < 1.8
+    for side in "lr":
+        thigh, shank = (clip.joint(side + b) - clip.joint(side + a) for a, b in (("hipjoint", "femur"), ("femur", "tibia")))
+        bent = torch.rad2deg(torch.acos(torch.nn.functional.cosine_similarity(thigh, shank, dim=-1).clamp(-1, 1)))
+        assert 3 < bent.min() < 20 and 55 < bent.max() < 85, "a knee in walking"
+        folded = torch.nn.functional.normalize(shank - thigh, dim=-1)[bent.argmax()]
+        assert folded @ ahead < -.5, "a knee folds backwards"
+        pace = (clip.joint(side + "foot")[1:] - clip.joint(side + "foot")[:-1]).norm(dim=-1) * 120
+        assert pace.quantile(.2) < .15 < 1.5 < pace.quantile(.9), "a foot stands, then swings"
 
 
 MEMORY = """
