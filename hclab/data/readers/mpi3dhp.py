@@ -115,7 +115,7 @@ def _numbers(e:_Element, columns:int) -> np.ndarray:
     if kind not in _STORED or len(data) != dims[0] * columns * np.dtype(_STORED[kind]).itemsize: e.fail(f"{len(data):,} bytes of type {kind} for {dims[0]} x {columns} numbers: the file is damaged")
     return np.frombuffer(data, _STORED[kind]).reshape(dims, order="F")
 
-# %% ../../../nbs/20_data/readers/17_mpi3dhp.ipynb #3a05b41b
+# %% ../../../nbs/20_data/readers/17_mpi3dhp.ipynb #66f785f9
 ANNOTATIONS = dict(annot3=3, univ_annot3=3, annot2=2)     # variable -> numbers a joint
 CAMERAS = 14
 
@@ -155,7 +155,8 @@ def read_annotations(path,                  # annot.mat of a training sequence
             raw = _numbers(e, len(JOINTS28) * axes)
             if c not in cameras: continue
             points = torch.empty(len(raw), len(columns))
-            for i, column in enumerate(columns): points[:, i] = torch.from_numpy(raw[:, column].astype(np.float32))   # by column: no copy of the whole
+            with np.errstate(over="ignore"):     # what is too large becomes infinite, and is refused below
+                for i, column in enumerate(columns): points[:, i] = torch.from_numpy(raw[:, column].astype(np.float32))   # by column: no copy of the whole
             out[c] = _checked(points.view(len(raw), 17, axes), f"{path}[{what}, camera {c}]")
             del raw, points
     return out
