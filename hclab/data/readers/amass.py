@@ -42,7 +42,7 @@ class Motion:
     @property
     def skeleton(self): return SMPL24 if self.rotations.shape[1] == 24 else SMPL22
 
-# %% ../../../nbs/20_data/readers/19_amass.ipynb #421e708f
+# %% ../../../nbs/20_data/readers/19_amass.ipynb #d7464acc
 BLOCK = 1024   # frames
 
 def _numbers(found:dict, path:Path, key:str, ndim:int) -> np.ndarray:
@@ -77,6 +77,7 @@ def _gender(found:dict, path:Path) -> str:
     if text not in ("male", "female", "neutral"): raise AMASSError(f"{path}[gender]: {text[:30]!r}; male, female or neutral is expected")
     return text
 
+# %% ../../../nbs/20_data/readers/19_amass.ipynb #39c51e17
 def read_amass(path # a sequence's .npz
               ) -> Motion:
     "The rotations of a file. Raises `AMASSError`."

@@ -228,7 +228,7 @@ def _unpickle(stream:_Stream):
     except (ValueError, struct.error, OverflowError, MemoryError, UnicodeError, AttributeError, TypeError) as e: stream.fail(f"this pickle is not read: {str(e) or type(e).__name__}")
     return root
 
-# %% ../../../nbs/20_data/readers/09_objects.ipynb #7696a6ac
+# %% ../../../nbs/20_data/readers/09_objects.ipynb #38e1f4cb
 MAX_RATIO = 200             # unpacked to packed bytes of a large member; recorded joints reach about ten
 
 def read_pickle(path,                     # a .pkl file
@@ -264,6 +264,7 @@ def _read_npy(stream:_Stream):
     except (ValueError, OverflowError, MemoryError) as e: stream.fail(str(e))
     return _unpickle(stream) if dtype == object else plain
 
+# %% ../../../nbs/20_data/readers/09_objects.ipynb #4a8cdfea
 def read_npz(path,                        # an .npz file
              names=None,                  # the members wanted; None: all
              missing:bool=False,          # some of them may be missing
