@@ -42,7 +42,7 @@ class Motion:
     @property
     def skeleton(self): return SMPL24 if self.rotations.shape[1] == 24 else SMPL22
 
-# %% ../../../nbs/20_data/readers/19_amass.ipynb #e20798ef
+# %% ../../../nbs/20_data/readers/19_amass.ipynb #d7464acc
 BLOCK = 1024   # frames
 
 def _numbers(found:dict, path:Path, key:str, ndim:int) -> np.ndarray:
@@ -77,6 +77,7 @@ def _gender(found:dict, path:Path) -> str:
     if text not in ("male", "female", "neutral"): raise AMASSError(f"{path}[gender]: {text[:30]!r}; male, female or neutral is expected")
     return text
 
+# %% ../../../nbs/20_data/readers/19_amass.ipynb #39c51e17
 def read_amass(path # a sequence's .npz
               ) -> Motion:
     "The rotations of a file. Raises `AMASSError`."
@@ -89,6 +90,7 @@ def read_amass(path # a sequence's .npz
     if trans.shape != (len(poses), 3): raise AMASSError(f"{path}[trans]: shape {trans.shape}; ({len(poses)}, 3) is expected, a row for each of poses")
     if _far(trans) > 100: raise AMASSError(f"{path}[trans]: up to {_far(trans):g}; metres are expected (millimetres? divide by 1000)")
     if _far(poses) > 8 * math.pi: raise AMASSError(f"{path}[poses]: up to {_far(poses):g}; radians are expected (degrees? times pi / 180)")
+    if len(betas) and _far(betas) > 100: raise AMASSError(f"{path}[betas]: up to {_far(betas):g}; shapes of people lie within about 5")
     joints = WIDTHS[poses.shape[1]]
     rotations = torch.empty(len(poses), joints, 4)
     for a in range(0, len(poses), BLOCK):

@@ -38,10 +38,10 @@ def action_of(name:str # e.g. "Walking 1"
     if word in ACTIONS: return word
     raise H36MError(f"{name!r} belongs to no action of Human3.6M; {did_you_mean(word, ACTIONS)}")
 
-# %% ../../../nbs/20_data/readers/16_h36m.ipynb #1df729d0
+# %% ../../../nbs/20_data/readers/16_h36m.ipynb #7b7a2cf9
 def _entry(tree, path:Path, key:str, kind:type):
-    "`tree` if it is a `kind`."
-    if isinstance(tree, kind): return tree
+    "`tree` if it is a `kind` (a tuple will do for a list)."
+    if isinstance(tree, (list, tuple) if kind is list else kind): return tree
     raise H36MError(f"{path}[{key}]: expected a {kind.__name__}, got {type(tree).__name__}; this is not the file that VideoPose3D's preparation makes")
 
 def _check_array(x, path:Path, key:str, joints:tuple, axes:int, metres:bool):
@@ -101,7 +101,7 @@ def clips(positions:dict,
     for s in here:
         for name in positions[s]: yield clip_of(positions, s, name, layout)
 
-# %% ../../../nbs/20_data/readers/16_h36m.ipynb #a193e0bf
+# %% ../../../nbs/20_data/readers/16_h36m.ipynb #225c2387
 @dataclass(frozen=True, eq=False)
 class Keypoints:
     "The content of a `data_2d_h36m_*.npz` file."
@@ -118,7 +118,7 @@ def read_keypoints(path # data_2d_h36m_gt.npz, data_2d_h36m_cpn_ft_h36m_dbb.npz,
         out[str(subject)] = {}
         for name, views in _entry(actions, path, str(subject)[:20], dict).items():
             key = f"{str(subject)[:20]}/{str(name)[:40]}"
-            if len(_entry(views, path, key, (list, tuple))) != 4: raise H36MError(f"{path}[{key}]: {len(views)} cameras; Human3.6M has 4")
+            if len(_entry(views, path, key, list)) != 4: raise H36MError(f"{path}[{key}]: {len(views)} cameras; Human3.6M has 4")
             for c, x in enumerate(views): _check_array(x, path, f"{key}/{c}", (16, 17), 2, False)
             counts |= {x.shape[1] for x in views}
             out[str(subject)][str(name)] = list(views)

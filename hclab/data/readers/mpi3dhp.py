@@ -115,7 +115,7 @@ def _numbers(e:_Element, columns:int) -> np.ndarray:
     if kind not in _STORED or len(data) != dims[0] * columns * np.dtype(_STORED[kind]).itemsize: e.fail(f"{len(data):,} bytes of type {kind} for {dims[0]} x {columns} numbers: the file is damaged")
     return np.frombuffer(data, _STORED[kind]).reshape(dims, order="F")
 
-# %% ../../../nbs/20_data/readers/17_mpi3dhp.ipynb #3a05b41b
+# %% ../../../nbs/20_data/readers/17_mpi3dhp.ipynb #65a3c88f
 ANNOTATIONS = dict(annot3=3, univ_annot3=3, annot2=2)     # variable -> numbers a joint
 CAMERAS = 14
 
@@ -139,6 +139,7 @@ def _open_variable(file, path:Path, name:str) -> _Element:
         file.seek(after)
     raise MPIError(f"{path}:{file.tell()}: no variable {name!r}; found {', '.join(found) or 'nothing'}. The file is truncated, or not an annot.mat")
 
+# %% ../../../nbs/20_data/readers/17_mpi3dhp.ipynb #eeefe2a7
 def read_annotations(path,                  # annot.mat of a training sequence
                      what:str="annot3",     # one of `ANNOTATIONS`
                      cameras=None           # numbers 0..13; None: all
@@ -155,7 +156,8 @@ def read_annotations(path,                  # annot.mat of a training sequence
             raw = _numbers(e, len(JOINTS28) * axes)
             if c not in cameras: continue
             points = torch.empty(len(raw), len(columns))
-            for i, column in enumerate(columns): points[:, i] = torch.from_numpy(raw[:, column].astype(np.float32))   # by column: no copy of the whole
+            with np.errstate(over="ignore"):     # what is too large becomes infinite, and is refused below
+                for i, column in enumerate(columns): points[:, i] = torch.from_numpy(raw[:, column].astype(np.float32))   # by column: no copy of the whole
             out[c] = _checked(points.view(len(raw), 17, axes), f"{path}[{what}, camera {c}]")
             del raw, points
     return out
@@ -222,7 +224,7 @@ def clip_of(path,                     # annot.mat under S?/Seq?, with camera.cal
     for a in range(0, len(joints), 1024): joints[a:a + 1024] = lenses[camera].to_world(joints[a:a + 1024].double()).float()
     return Clip(joints, MPI17, 50.0 if (subject, sequence) in FAST else 25.0, f"Seq{sequence}", f"S{subject}", source=f"MPI-INF-3DHP S{subject} Seq{sequence} {what} (camera {camera}, mm)")
 
-# %% ../../../nbs/20_data/readers/17_mpi3dhp.ipynb #e82543c8
+# %% ../../../nbs/20_data/readers/17_mpi3dhp.ipynb #3e9e8d64
 TEST_SETS = dict(TS1="GS", TS2="GS", TS3="noGS", TS4="noGS", TS5="Outdoor", TS6="Outdoor")   # green screen, studio without, outdoors
 ACTIVITIES = ("Standing/Walking", "Exercising", "Sitting", "Reaching/Crouching", "On The Floor", "Sports", "Miscellaneous")   # numbered from 1 in the file
 
@@ -236,6 +238,7 @@ class HeldOut:
     image_size: tuple         # (H, W)
     source: str
 
+# %% ../../../nbs/20_data/readers/17_mpi3dhp.ipynb #805064c6
 def _hdf5(path:Path):
     "h5py's file object. Raises `MPIError` where h5py is not installed or the file is no HDF5."
     try: import h5py

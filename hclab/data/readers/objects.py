@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_BYTES', 'MAX_OPS', 'MAX_STACK', 'MAX_NESTING', 'TYPES', 'MAX_RATIO', 'ObjectError', 'read_pickle', 'read_npz']
 
-# %% ../../../nbs/20_data/readers/09_objects.ipynb #703cf04b
-import pickletools, re, struct, zipfile, zlib
+# %% ../../../nbs/20_data/readers/09_objects.ipynb #242b08c0
+import math, pickletools, re, struct, zipfile, zlib
 from pathlib import Path
 import numpy as np
 
@@ -19,7 +19,7 @@ MAX_OPS = 20_000_000        # opcodes; the annotations of NTU RGB+D 120 need abo
 MAX_STACK = 100_000         # values waiting; a writer puts at most 1,000 at a time on each level
 MAX_NESTING = 32            # containers in containers; the data sets that we know have five levels
 
-# %% ../../../nbs/20_data/readers/09_objects.ipynb #91235de8
+# %% ../../../nbs/20_data/readers/09_objects.ipynb #cd3f87f9
 class _Stream:
     "A binary file that refuses to give more than it has; `fail` names the place."
     def __init__(self, file, where, size:int): self.file, self.where, self.left, self.size = file, str(where), size, size
@@ -35,13 +35,20 @@ class _Stream:
         if len(data) < n: self.fail("the file ends early: it is truncated")
         return data
 
+    def read_all(self) -> bytearray:
+        "What is left; in pieces, because a zip file's own `read` holds it twice."
+        if self.left > MAX_BYTES: self.fail(f"{self.left:,} bytes in one array; {MAX_BYTES:,} are allowed")
+        data = bytearray(self.left)
+        for at in range(0, len(data), 2**20): data[at:at + 2**20] = self.read(min(2**20, self.left))
+        return data
+
     def readline(self) -> bytes:
         line = self.file.readline(1000)
         self.left -= len(line)
         if not line.endswith(b"\n"): self.fail("a line without end; this is no pickle of data")
         return line
 
-# %% ../../../nbs/20_data/readers/09_objects.ipynb #7f009c07
+# %% ../../../nbs/20_data/readers/09_objects.ipynb #72061ccb
 TYPES = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|U\d{1,4}|S\d{1,4}|O8?|\?)")   # what a data set of poses is made of
 
 def _dtype(code, order:str="") -> np.dtype:
@@ -53,8 +60,7 @@ def _dtype(code, order:str="") -> np.dtype:
 def _array(shape, dtype:np.dtype, data, fortran:bool):
     "An array over `data`; a list of objects stays a list, a single object stays itself. Raises `ValueError` where sizes disagree."
     if not isinstance(shape, tuple) or len(shape) > 8 or not all(type(n) is int and n >= 0 for n in shape): raise ValueError(f"an array of shape {str(shape)[:60]}")
-    count = 1
-    for n in shape: count *= n
+    count = math.prod(shape)
     if dtype == object:
         if not isinstance(data, list) or len(data) != count or len(shape) > 1: raise ValueError(f"an object array of shape {shape} with {type(data).__name__} inside; up to one dimension is read")
         return data if shape else data[0]
@@ -222,7 +228,7 @@ def _unpickle(stream:_Stream):
     except (ValueError, struct.error, OverflowError, MemoryError, UnicodeError, AttributeError, TypeError) as e: stream.fail(f"this pickle is not read: {str(e) or type(e).__name__}")
     return root
 
-# %% ../../../nbs/20_data/readers/09_objects.ipynb #986a2278
+# %% ../../../nbs/20_data/readers/09_objects.ipynb #38e1f4cb
 MAX_RATIO = 200             # unpacked to packed bytes of a large member; recorded joints reach about ten
 
 def read_pickle(path,                     # a .pkl file
@@ -233,6 +239,12 @@ def read_pickle(path,                     # a .pkl file
     size = path.stat().st_size
     if size > max_bytes: raise ObjectError(f"{path}:0: {size:,} bytes; {max_bytes:,} are allowed (max_bytes)")
     with open(path, "rb") as f: return _unpickle(_Stream(f, path, size))
+
+def _exactly(stream:_Stream, shape:tuple, dtype:np.dtype) -> bytearray:
+    "The bytes of a plain array, after its announced size was compared with what there is."
+    need = math.prod(shape) * dtype.itemsize
+    if need != stream.left: raise ValueError(f"{stream.left:,} bytes for an array of shape {shape} and type {dtype}, which needs {need:,}")
+    return stream.read_all()
 
 def _read_npy(stream:_Stream):
     "The array of an open .npy member; objects through `_unpickle`."
@@ -246,11 +258,13 @@ def _read_npy(stream:_Stream):
     if not form: stream.fail(f"the header {text[:80]!r} is not that of a plain array; structured types are not read")
     try:
         dtype, shape = _dtype(form[1]), tuple(int(n) for n in form[3].split(",") if n.strip())
-        plain = None if dtype == object else _array(shape, dtype, stream.read(stream.left), form[2] == "True")
+        plain = None if dtype == object else _array(shape, dtype, _exactly(stream, shape, dtype), form[2] == "True")
+        if plain is not None: plain.flags.writeable = False     # as the arrays in pickles are
     except ObjectError: raise
     except (ValueError, OverflowError, MemoryError) as e: stream.fail(str(e))
     return _unpickle(stream) if dtype == object else plain
 
+# %% ../../../nbs/20_data/readers/09_objects.ipynb #4a8cdfea
 def read_npz(path,                        # an .npz file
              names=None,                  # the members wanted; None: all
              missing:bool=False,          # some of them may be missing
