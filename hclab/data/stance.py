@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MASSES', 'ARM', 'LEG', 'MIDFOOT', 'smooth', 'keys', 'wobble', 'Beats', 'beats', 'hold', 'reach_of', 'settle',
-           'centre_of_mass', 'ground', 'standing', 'Step', 'take_steps', 'step_over']
+           'centre_of_mass', 'ground', 'standing', 'raise_arm', 'hold_hand', 'look', 'Step', 'take_steps', 'step_over']
 
 # %% ../../nbs/20_data/03b_stance.ipynb #ffcfc0a6
 import math
@@ -15,7 +15,7 @@ from .figure import Pose, ankles_of, apply, blend, concatenate, rest_pose_of, so
 from .motion import ClipError
 from .performers import Performer, segment_lengths
 
-# %% ../../nbs/20_data/03b_stance.ipynb #af965a90
+# %% ../../nbs/20_data/03b_stance.ipynb #9a353664
 def smooth(x:np.ndarray, snap:float=0.0) -> np.ndarray:
     "0 below 0, 1 above 1, in between the path of least jerk; `snap` > 0 (at most 1) puts the speed early, < 0 late."
     x = np.clip(x, 0, 1)
@@ -24,7 +24,8 @@ def smooth(x:np.ndarray, snap:float=0.0) -> np.ndarray:
 
 def keys(u:np.ndarray,      # (T,) time, in the unit of `times`
          times, values,     # (K,) rising, and (K,) or (K,D)
-         through:bool=False # pass inner keys without stopping
+         through:bool=False,# pass inner keys without stopping
+         speeds=None        # (K,) or (K,D): how fast each key is passed, where it is known (a take-off)
         ) -> np.ndarray:
     "(T,) or (T,D): from key to key; constant before the first and after the last."
     times, values = np.asarray(times, float), np.asarray(values, float)
@@ -34,13 +35,14 @@ def keys(u:np.ndarray,      # (T,) time, in the unit of `times`
     if through and len(times) > 2:
         same = rate[:-1] * rate[1:] > 0
         speed[1:-1] = np.where(same, 2 * rate[:-1] * rate[1:] / np.where(same, rate[:-1] + rate[1:], 1), 0)   # harmonic mean: no overshoot
+    if speeds is not None: speed = np.asarray(speeds, float).reshape(len(times), -1) + 0 * flat
     k = np.clip(np.searchsorted(times, u, side="right") - 1, 0, len(gap) - 1)
     x = np.clip((u - times[k]) / gap[k], 0, 1)[:, None]
     x3, h = x**3, gap[k][:, None]
     out = flat[k] + (flat[k + 1] - flat[k]) * x3 * (10 - 15 * x + 6 * x * x) + h * (speed[k] * (x - x3 * (6 - 8 * x + 3 * x * x)) - speed[k + 1] * x3 * (4 - 7 * x + 3 * x * x))
     return out.reshape(len(u), *values.shape[1:])
 
-# %% ../../nbs/20_data/03b_stance.ipynb #6d6c1005
+# %% ../../nbs/20_data/03b_stance.ipynb #06676014
 def wobble(rng:np.random.Generator, t:np.ndarray, columns:int, hz:float=0.6) -> np.ndarray:
     "(T,columns) smooth, zero-mean unsteadiness of about unit size, without frequencies above `hz`. `t` (T,) in seconds."
     terms = 4
@@ -54,11 +56,18 @@ class Beats:
     u: np.ndarray      # (T,) 0 before, 1 after, rising within a repetition; rests are at 1 or 0, which are the same pose
     n: np.ndarray      # (T,) number of the repetition
     extent: np.ndarray # (T,) how far this repetition goes, about the performer's amplitude
+    start: np.ndarray  # (N,) seconds at which each repetition starts, also of those that the clip no longer shows
+    long: np.ndarray   # (N,) seconds that each takes
     rng: np.random.Generator # for further draws
 
     def each(self, low:float, high:float) -> np.ndarray:
-        "(T,) a number drawn once a repetition."
-        return self.rng.uniform(low, high, 10_000)[self.n]
+        "(N,) a number drawn for each repetition; `[self.n]` makes it (T,)."
+        return self.rng.uniform(low, high, len(self.start))
+
+    def steps(self, foot, begin:float, end:float, at, height:float=.07) -> list:
+        "The same step in each repetition, from `begin` to `end` (shares of it); `foot` and `at` may be functions of its number."
+        value = lambda x, k: x(k) if callable(x) else x
+        return [Step(value(foot, k), s + begin * l, s + end * l, value(at, k), height) for k, (s, l) in enumerate(zip(self.start, self.long)) if k <= self.n[-1]]
 
 def beats(performer:Performer, t:np.ndarray, rng:np.random.Generator,
           seconds:float      # of one repetition at tempo 1
@@ -72,7 +81,7 @@ def beats(performer:Performer, t:np.ndarray, rng:np.random.Generator,
     n = np.clip(np.searchsorted(start, t, side="right") - 1, 0, most - 1)
     u = np.clip((t - start[n]) / long[n], 0, 1)
     extent = np.clip(performer.amplitude * (1 + .05 * noise[2]), .7, 1.3)
-    return Beats(u, n, extent[n], rng)
+    return Beats(u, n, extent[n], start, long, rng)
 
 def hold(t:np.ndarray, rise:float, fall:float, snap:float=0.0, start:float=.15) -> np.ndarray:
     "(T,) weight of something that is taken up at the beginning of `t` and put down before its end, with `rise` and `fall` in seconds; halved where there is no time."
@@ -147,7 +156,21 @@ def standing(performer:Performer, t:np.ndarray, rng:np.random.Generator,
     pose.hands += np.array([12.0, 6, 0, 28])
     return pose
 
-# %% ../../nbs/20_data/03b_stance.ipynb #cf357af5
+# %% ../../nbs/20_data/03b_stance.ipynb #b31d1ff4
+def raise_arm(pose:Pose, side:int, angles, w) -> None:
+    "Bring the arm of `side` to `angles` ((4,) or (T,4) degrees: forward, sideways, outwards, elbow) by `w` (T,); in place."
+    pose.arms[:, side] += np.asarray(w)[:, None] * (np.asarray(angles, float) - pose.arms[:, side])
+
+def hold_hand(pose:Pose, side:int, angles, w) -> None:
+    "Bring the hand of `side` to `angles` ((4,) or (T,4) degrees: palm down, to the palm, to the thumb, fingers curled) by `w` (T,); in place."
+    pose.hands[:, side] += np.asarray(w)[:, None] * (np.asarray(angles, float) - pose.hands[:, side])
+
+def look(pose:Pose, performer:Performer, left:float, down:float, w) -> None:
+    "Turn the head by degrees `left` and `down`, more with a performer who follows the hand; in place."
+    w = np.asarray(w) * (.55 + .75 * performer.follow)
+    pose.head_turn[:, 0] += w * left; pose.head_turn[:, 2] += w * down
+
+# %% ../../nbs/20_data/03b_stance.ipynb #6288f7e6
 @dataclass(frozen=True)
 class Step:
     "One foot goes to another footprint."
@@ -165,10 +188,12 @@ def take_steps(pose:Pose, t:np.ndarray, steps) -> np.ndarray:
         if ((free[:, s.foot] > 0) & (w > 0) & (w < 1)).any(): raise ClipError(f"the {'left right'.split()[s.foot]} foot is in the air twice at {s.start:.2f} s; end one step before the next")
         x = np.clip(w, 0, 1); there, q = smooth((w - .1) / .8), 64 * (x * (1 - x))**3
         foot = pose.feet[:, s.foot]
+        before = foot[np.clip(np.searchsorted(t, s.start) - 1, 0, None)]
+        a = math.radians(before[3]); ahead = (s.at[0] - before[0]) * math.cos(a) + (s.at[1] - before[1]) * math.sin(a)
         foot[:, [0, 1, 3]] += there[:, None] * (np.asarray(s.at, float) - foot[:, [0, 1, 3]])
         foot[:, 2] += s.height * q
-        # the heel comes up before the foot leaves, and is down again before it lands
-        pose.roll[:, s.foot] += 24 * smooth((t - s.start + .12) / .12) * (1 - smooth(w / .75))
+        # going ahead or turning, the heel comes up before the foot leaves; it is down again before it lands
+        pose.roll[:, s.foot] += 24 * float(np.clip(1 + 4 * ahead, 0, 1)) * smooth((t - s.start + .12) / .12) * (1 - smooth(w / .75))
         free[:, s.foot] = np.maximum(free[:, s.foot], smooth((t - s.start + .22) / .22) * (1 - smooth((t - s.end) / .22)))
     return .5 + .5 * (free[:, ::-1] - free)
 
