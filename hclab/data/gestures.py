@@ -53,15 +53,15 @@ def point(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     pose.trunk_turn[:, 2] += 3 * out
     return ground(pose, p)
 
-# %% ../../nbs/20_data/03d_gestures.ipynb #fa4fd3db
-MOUTH, EAR = np.array([.078, -.012, -.036]), np.array([.010, -.062, -.012])   # right palm in the head's frame, of stature
+# %% ../../nbs/20_data/03d_gestures.ipynb #8c1e4dfd
+MOUTH, EAR = np.array([.078, -.012, -.036]), np.array([.014, -.060, -.018])   # right palm in the head's frame, of stature
 
 def drink(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "A cup is lifted to the mouth, tipped, and lowered."
     pose, b = standing(p, t, rng), beats(p, t, rng, 3.4)
     up = keys(b.u, [0, .28, .72, 1], [0, 1, 1, 0])
     tip = keys(b.u, [.26, .42, .60, .74], [0, 1, 1, 0]) * b.extent
-    raise_arm(pose, RIGHT, [38, 28, -8, 128], up)
+    raise_arm(pose, RIGHT, [58, 4, -38, 130], up)
     pose.arms[:, RIGHT, 1] += 16 * tip
     send(pose, RIGHT, "head", p.stature * MOUTH, keys(b.u, [.05, .28, .72, .95], [0, 1, 1, 0]))
     hold_hand(pose, RIGHT, [5, 8, 10, 62], np.maximum(up, .6 * hold(t, .3, .3)))
@@ -70,11 +70,11 @@ def drink(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     pose.trunk_turn[:, 2] -= 3 * tip
     return ground(pose, p)
 
-# %% ../../nbs/20_data/03d_gestures.ipynb #09de8e8b
+# %% ../../nbs/20_data/03d_gestures.ipynb #b2148e38
 def phone(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "The hand goes to the ear and stays there while its owner talks, nods and shifts the weight."
     pose, w = standing(p, t, rng), hold(t, 1.0 / p.tempo, .9 / p.tempo)
-    raise_arm(pose, RIGHT, [34, 24, -14, 138], w)
+    raise_arm(pose, RIGHT, [68, 0, -24, 142], w)
     send(pose, RIGHT, "head", p.stature * EAR, w)
     hold_hand(pose, RIGHT, [25, 10, 5, 50], w)
     talk = np.sin(2 * np.pi * .8 * t + rng.uniform(0, 6.28)) * np.sin(2 * np.pi * .13 * t + rng.uniform(0, 6.28))
