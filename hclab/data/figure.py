@@ -219,7 +219,7 @@ def _hand(fore, hands, s:float) -> np.ndarray:
     "(T,3,3) frame of the hand on a forearm: palm turned down, bent to the palm, bent to the thumb."
     return fore @ rotation("z", -s * hands[:, 0]) @ rotation("x", -s * hands[:, 1]) @ rotation("y", -hands[:, 2])
 
-# %% ../../nbs/20_data/03_figure.ipynb #a0822270
+# %% ../../nbs/20_data/03_figure.ipynb #02ea0050
 def _arm(pose:Pose, W:dict, at:dict, O:dict, name:str, i:int, s:float) -> None:
     "Frames and places of collar to hand of one side into `W` and `at`."
     chest, palm = W["thorax"], O[f"{name}_hand_base"] + O[f"{name}_hand"]
@@ -259,7 +259,7 @@ def _send_arm(S, wrist, R1, R2, hands, origin, w, palm, upper, fore, s):
     ref, pole, own = unit(wrist - S), -R1[..., 0], wrist
     share = np.minimum(w, 1)[:, None] / np.maximum(w, 1e-9)[:, None]
     F = R2
-    for _ in range(3):
+    for _ in range(4):
         goal = (1 - np.minimum(w, 1))[:, None] * own + share * (origin - w[:, None] * apply(_hand(F, hands, s), palm))
         goal[:, 2] = HAND + .5 * (goal[:, 2] - HAND + np.sqrt((goal[:, 2] - HAND)**2 + .02**2))     # never below the floor
         elbow, wrist, side = two_bones(S, goal, upper, fore, ref, pole)

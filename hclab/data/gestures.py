@@ -192,11 +192,11 @@ def throw(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     pose.pelvis[:, 0] += .03 * back
     return ground(pose, p, bend=p.give + 14 * keys(b.u, [.05, .3, .7, .95], [0, 1, 1, 0]), balance=.8, carry=carry)
 
-# %% ../../nbs/20_data/03d_gestures.ipynb #0baa2aa9
+# %% ../../nbs/20_data/03d_gestures.ipynb #d9486507
 def punch(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "Fists before the face, one foot ahead, and straight punches, mostly by turns."
     pose, w, end = standing(p, t, rng), hold(t, .7 / p.tempo, .7 / p.tempo), t[-1]
-    short = min(1.0, end / 2.6)
+    short = float(np.clip(end / 2.6, .01, 1))
     ahead, home = _ahead(p, pose, LEFT, .17 * p.stature), _ahead(p, pose, LEFT, 0)
     carry = take_steps(pose, t, [Step(LEFT, .15 * short, .55 * short, ahead), Step(LEFT, end - .6 * short, end - .15 * short, home)]) if end > .8 else np.full((len(t), 2), .5)
     hits = _hits(p, t, rng, .95 * short, end - .9 * short)

@@ -42,7 +42,7 @@ def keys(u:np.ndarray,      # (T,) time, in the unit of `times`
     out = flat[k] + (flat[k + 1] - flat[k]) * x3 * (10 - 15 * x + 6 * x * x) + h * (speed[k] * (x - x3 * (6 - 8 * x + 3 * x * x)) - speed[k + 1] * x3 * (4 - 7 * x + 3 * x * x))
     return out.reshape(len(u), *values.shape[1:])
 
-# %% ../../nbs/20_data/03b_stance.ipynb #8a809857
+# %% ../../nbs/20_data/03b_stance.ipynb #dac5ee18
 def wobble(rng:np.random.Generator, t:np.ndarray, columns:int, hz:float=0.6) -> np.ndarray:
     "(T,columns) smooth, zero-mean unsteadiness of about unit size, without frequencies above `hz`. `t` (T,) in seconds."
     terms = 4
@@ -88,7 +88,7 @@ def beats(performer:Performer, t:np.ndarray, rng:np.random.Generator,
 def hold(t:np.ndarray, rise:float, fall:float, snap:float=0.0, start:float=.15) -> np.ndarray:
     "(T,) weight of something that is taken up at the beginning of `t` and put down before its end, with `rise` and `fall` in seconds; halved where there is no time."
     end = t[-1] + (t[1] - t[0] if len(t) > 1 else 0)
-    short = min(1.0, end / (rise + fall + start + .3))
+    short = float(np.clip(end / (rise + fall + start + .3), .01, 1))
     return smooth((t - start * short) / (rise * short), snap) * (1 - smooth((t - (end - (fall + .1) * short)) / (fall * short), snap))
 
 # %% ../../nbs/20_data/03b_stance.ipynb #46a78263

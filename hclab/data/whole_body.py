@@ -30,7 +30,7 @@ def _foot(pose:Pose, foot:int, x:float=0.0, y:float=0.0, yaw:float=0.0) -> tuple
     a, b, c = pose.feet[0, foot, [0, 1, 3]]
     return float(a + x), float(b + s * y), float(c + s * yaw)
 
-# %% ../../nbs/20_data/03e_whole_body.ipynb #a3c33aa5
+# %% ../../nbs/20_data/03e_whole_body.ipynb #0bbb5e0b
 def squat(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "Repeated squats with the arms stretched forward."
     pose, b = standing(p, t, rng, width=1.45), beats(p, t, rng, 2.7)
@@ -46,19 +46,19 @@ def bow(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "Bends forward from the hips with the arms at the sides, stays, and comes up."
     pose, b = standing(p, t, rng, width=.75), beats(p, t, rng, 2.9)
     down = keys(b.u, [0, .36, .56, 1], [0, 1, 1, 0]) * b.extent
-    pose.pelvis_turn[:, 2] += 31 * down; pose.trunk_turn[:, 2] += 27 * down; pose.head_turn[:, 2] += 12 * down
+    pose.pelvis_turn[:, 2] += 36 * down; pose.trunk_turn[:, 2] += 29 * down; pose.head_turn[:, 2] += 12 * down
     pose.arms[..., 0] += (36 * down)[:, None]; pose.arms[..., 1] -= (.5 * p.flare * down)[:, None]
     return ground(pose, p)
 
-# %% ../../nbs/20_data/03e_whole_body.ipynb #abaa9de9
+# %% ../../nbs/20_data/03e_whole_body.ipynb #d701fdfe
 def pick_up(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "Bends to the floor, takes something small with one hand, comes up and looks at it."
     pose, b = standing(p, t, rng), beats(p, t, rng, 3.3)
     at = p.stature * np.stack([b.each(.20, .27), b.each(-.12, .02), b.each(.03, .06)], -1)[b.n]
     down = keys(b.u, [0, .36, .48, .86], [0, 1, 1, 0])
     w = keys(b.u, [.06, .36, .48, .72], [0, 1, 1, 0])
-    deep = np.clip(b.each(.8, 1.1)[b.n] * p.amplitude, .75, 1.25)
-    pose.pelvis_turn[:, 2] += 46 * down; pose.trunk_turn[:, 2] += 33 * down; pose.head_turn[:, 2] -= 22 * down
+    deep = b.each(.85, 1.15)[b.n]
+    pose.pelvis_turn[:, 2] += (58 - 10 * (deep - 1) / .15) * down; pose.trunk_turn[:, 2] += 40 * down; pose.head_turn[:, 2] -= 24 * down
     pose.trunk_turn[:, 0] += 12 * down
     raise_arm(pose, RIGHT, [86, 6, 0, 10], down)
     send(pose, RIGHT, "world", at, w)
@@ -67,7 +67,7 @@ def pick_up(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     shown = keys(b.u, [.58, .74, .84, 1], [0, 1, 1, 0])
     raise_arm(pose, RIGHT, [22, 8, -22, 96], shown)
     look(pose, p, -8, 22, shown)
-    return ground(pose, p, bend=p.give + 64 * down * deep)
+    return ground(pose, p, bend=p.give + 84 * down * deep)
 
 # %% ../../nbs/20_data/03e_whole_body.ipynb #ccf99d22
 def lift(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
@@ -281,11 +281,11 @@ def stand_up(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     u = (t - min(rng.uniform(.3, .6), .12 * t[-1])) / long
     return _sitting(p, t, rng, 1 - keys(u, [.22, .92], [0, 1]), keys(u, [0, .32, .44, .92], [0, 1, 1, 0]))
 
-# %% ../../nbs/20_data/03e_whole_body.ipynb #5d0e63d0
+# %% ../../nbs/20_data/03e_whole_body.ipynb #c58560b1
 def fall(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "Loses balance backwards: the arms fly up, the knees give, the seat and then the back meet the floor, the legs slide out. Ends lying."
     f, pose = segment_lengths(p), standing(p, t, rng)
-    s = (t - min(rng.uniform(.2, .45), .2 * t[-1])) / min(1.0, t[-1] / 2.4)
+    s = (t - min(rng.uniform(.2, .45), .2 * t[-1])) / float(np.clip(t[-1] / 2.4, .01, 1))
     tip, side = rng.uniform(-1, 1, 2)
     ground(pose, p)
     leg, H = f["thigh"] + f["shank"], p.stature
@@ -309,11 +309,11 @@ def fall(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
         pose.roll[:, i] -= 22 * keys(s, [.25, .5, .8, 1.0], [0, 1, .3, 0])       # heels hold, toes come up
     return pose
 
-# %% ../../nbs/20_data/03e_whole_body.ipynb #c283f05c
+# %% ../../nbs/20_data/03e_whole_body.ipynb #2e172275
 def get_up(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "From lying on the back: draws up the legs, sits up with a hand behind, gathers over the feet and stands. Starts lying."
     f, pose = segment_lengths(p), standing(p, t, rng)
-    k = min(1.0, t[-1] / (4.0 / p.tempo)) / p.tempo
+    k = float(np.clip(t[-1] * p.tempo / 4.0, .01, 1)) / p.tempo
     s = (t - min(rng.uniform(.2, .5), .1 * t[-1])) / k
     leg, H, side = f["thigh"] + f["shank"], p.stature, rng.uniform(-1, 1)
     ground(pose, p, bend=p.give)
