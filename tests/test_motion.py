@@ -1,97 +1,62 @@
-"""The motion generator: people who differ, limbs that keep their length, feet that stay where they stand."""
-from dataclasses import replace
-
+"""A clip holds what can be a person and refuses the rest; it is cut, resampled, placed and joined with its rotations."""
+import numpy as np
 import pytest
 import torch
 
-from hclab.core.skeleton import skeleton
-from hclab.data.grammar import ACTIONS, Performer, generate
-from hclab.data.measures import flexion, gait, heading, speeds, stance
-from hclab.data.motion import Clip, ClipError, split_performers
+from hclab.core.geometry import quaternion_to_matrix
+from hclab.core.skeleton import SKELETONS, skeleton
+from hclab.data.grammar import generate
+from hclab.data.measures import flexion, gait, heading, speeds, stance, track
+from hclab.data.motion import Clip, ClipError, depths, forward_kinematics, join, place, split_performers
 
-PEOPLE = range(8)
-
-@pytest.fixture(scope="module")
-def clips():
-    return {(a, n): generate(a, n, 5, seed=n) for a in ACTIONS for n in PEOPLE}
-
-def test_limbs_keep_their_length(clips):
-    for key, c in clips.items():
-        for a, b in c.skeleton.edges:
-            length = (c.joints[:, a] - c.joints[:, b]).norm(dim=-1)
-            assert float(length.max() - length.min()) < 1e-5, (key, c.skeleton.names[b])
-
-def test_knees_and_elbows_bend_forward_only(clips):
-    for key, c in clips.items():
-        for s in ("left", "right"):
-            knee = flexion(c, f"{s}_hip", f"{s}_knee", f"{s}_foot")
-            elbow = flexion(c, f"{s}_shoulder", f"{s}_elbow", f"{s}_wrist")
-            assert 1 < knee.min() and knee.max() < 135 and 0 < elbow.min() and elbow.max() < 150, key
-            middle = (c.joint(f"{s}_hip") + c.joint(f"{s}_foot")) / 2
-            assert (((c.joint(f"{s}_knee") - middle) * heading(c)).sum(-1) > 0).all(), key
-
-def test_feet_stay_on_the_floor_and_do_not_slide(clips):
-    for (action, n), c in clips.items():
-        ankle = .039 * Performer.from_seed(n).stature
-        lowest = torch.minimum(c.joint("left_foot"), c.joint("right_foot"))[:, 2]
-        assert (lowest - ankle).abs().max() < .02, (action, n)
-        for s in ("left", "right"):
-            assert speeds(c, f"{s}_foot")[stance(c, s, .001)].quantile(.95) < .08, (action, n)
-
-def test_left_is_left_of_where_a_walker_goes(clips):
-    for n in PEOPLE:
-        c = clips["walk", n]
-        ahead = c.joint("hip")[-1] - c.joint("hip")[0]
-        left = torch.stack([-ahead[1], ahead[0], torch.zeros(())])
-        for j in ("hip", "shoulder"): assert (((c.joint(f"left_{j}") - c.joint(f"right_{j}")) @ left) > 0).all()
-
-def test_walkers_go_different_ways_at_human_speed(clips):
-    ways = torch.stack([clips["walk", n].joint("hip")[-1] - clips["walk", n].joint("hip")[0] for n in PEOPLE])[:, :2]
-    assert torch.nn.functional.normalize(ways, dim=1).mean(0).norm() < .9
-    for n in PEOPLE:
-        g = gait(clips["walk", n])
-        assert .7 < g["speed"] < 1.9 and 80 < g["cadence"] < 145 and .015 < g["bob"] < .07 and g["knee_max"] > 45, n
-
-def test_the_preferred_hand_waves():
-    for left in (True, False):
-        c = generate("wave", replace(Performer.from_seed(1), left_handed=left), 4)
-        up, down = ("left", "right") if left else ("right", "left")
-        assert c.joint(f"{up}_wrist")[:, 2].max() > c.joint("neck_nose")[:, 2].mean() > c.joint(f"{down}_wrist")[:, 2].max()
-
-def test_a_squat_goes_down_and_comes_back(clips):
-    for n in PEOPLE:
-        z = clips["squat", n].joint("hip")[:, 2]
-        assert z.min() < .75 * z.max()
-
-def test_same_seed_same_bytes_and_other_takes_differ():
-    a, b, c = (generate("walk", 2, 1, seed=s).joints for s in (5, 5, 6))
-    assert a.numpy().tobytes() == b.numpy().tobytes() and not torch.equal(a, c)
-
-def test_performers_differ_without_noise():
-    limbs = [(c.joint("left_hip") - c.joint("left_knee")).norm(dim=-1).mean() for c in (generate("idle", replace(Performer.from_seed(n), noise=0.0), 1) for n in (3, 4))]
-    assert abs(limbs[0] - limbs[1]) > .005
-    paces = [gait(generate("walk", replace(Performer.from_seed(n), noise=0.0), 6))["cadence"] for n in (3, 4)]
-    assert abs(paces[0] - paces[1]) > 2
-
-def test_one_frame_is_a_clip():
-    assert len(generate("walk", 0, .02, fps=50)) == 1 and len(generate("squat", 0, .02, fps=50).resample(100)) == 1
-
-@pytest.mark.parametrize("wrong, says", [
-    (dict(action="wlak"), "did you mean 'walk'"), (dict(performer=-1), "int >= 0"), (dict(seconds=0), "no frame"),
-    (dict(seconds=float("inf")), "no frame"), (dict(fps=0), "fps"), (dict(performer=Performer(amplitude=1, stature=1.7, leg_ratio=1, lean=200)), "trunk")])
-def test_bad_requests_teach(wrong, says):
-    with pytest.raises(ClipError, match=says): generate(**{**dict(action="walk", performer=0, seconds=1), **wrong})
 
 def person(frames=3): return generate("idle", 0, frames / 50).joints
+
+
+def turning(frames=40, fps=50): return generate("turn_around", 1, frames / fps, fps, layout="FIGURE")
+
 
 @pytest.mark.parametrize("change, says", [
     (lambda j: dict(joints=j[:0]), "zero frames"), (lambda j: dict(joints=j * 1000), "millimetres"), (lambda j: dict(joints=j * 100), "centimetres"),
     (lambda j: dict(joints=j / 10), "impossible"), (lambda j: dict(joints=j[:, :16]), "16 joints"), (lambda j: dict(joints=j.double()), "float32"),
     (lambda j: dict(joints=torch.where(torch.arange(17)[:, None] == 4, torch.nan, j)), "left_hip"), (lambda j: dict(fps=-1), "fps"),
-    (lambda j: dict(fps=float("nan")), "fps"), (lambda j: dict(frame="camera"), "world"), (lambda j: dict(rotations=torch.zeros(3, 17, 3)), "rotations")])
+    (lambda j: dict(fps=float("nan")), "fps"), (lambda j: dict(frame="camera"), "world"), (lambda j: dict(rotations=torch.zeros(3, 17, 3)), "without offsets"),
+    (lambda j: dict(offsets=torch.zeros(17, 3)), "without rotations")])
 def test_a_clip_refuses_what_is_no_person(change, says):
     good = dict(joints=person(), skeleton=skeleton("H36M17"), fps=50.0, action="idle", performer=0)
     with pytest.raises(ClipError, match=says): Clip(**{**good, **change(good["joints"])})
+
+
+@pytest.mark.parametrize("change, says", [
+    (lambda c: dict(rotations=c.rotations * 1.5), "length 1.5"), (lambda c: dict(rotations=c.rotations[..., [1, 2, 3, 0]]), "mm away"), (lambda c: dict(offsets=c.offsets * 1.1), "mm away"),
+    (lambda c: dict(rotations=c.rotations[:, :-1]), "shape"), (lambda c: dict(rotations=c.rotations.double()), "float32"), (lambda c: dict(rotations=c.rotations * torch.nan), "not finite")])
+def test_rotations_that_lead_elsewhere_are_refused(change, says):
+    c = turning()
+    good = {k: getattr(c, k) for k in ("joints", "skeleton", "fps", "action", "performer", "rotations", "offsets")}
+    with pytest.raises(ClipError, match=says): Clip(**{**good, **change(c)})
+
+
+def test_forward_kinematics_against_a_naive_walk():
+    "Parents after children, as in NTU25; matrices multiplied joint by joint."
+    for name in ("NTU25", "CMU31", "H36M16", "MPI3DHP17"):
+        s, g = skeleton(name), torch.Generator().manual_seed(0)
+        offsets = torch.randn(len(s), 3, generator=g); offsets[s.root] = 0
+        q = torch.nn.functional.normalize(torch.randn(4, len(s), 4, generator=g), dim=-1)
+        root, R = torch.randn(4, 3, generator=g), quaternion_to_matrix(q)
+        def naive(t, j):
+            p = s.parents[j]
+            if p < 0: return root[t], R[t, j]
+            at, turned = naive(t, p)
+            return at + turned @ offsets[j], turned @ R[t, j]
+        mine = forward_kinematics(s, offsets, q, root)
+        assert torch.allclose(mine, torch.stack([torch.stack([naive(t, j)[0] for j in range(len(s))]) for t in range(4)]), atol=1e-4), name
+        assert sorted(sum(depths(s), [])) == list(range(len(s)))
+
+
+def test_loose_parts_are_named():
+    from hclab.core.skeleton import Skeleton
+    with pytest.raises(ClipError, match="b hang on nothing"): depths(Skeleton("loose", ("a", "b"), ()))
+
 
 def test_resample_and_slice():
     c = generate("walk", 0, 2, fps=60)
@@ -102,9 +67,53 @@ def test_resample_and_slice():
     with pytest.raises(ClipError, match="zero frames"): c.slice(7, 7)
     with pytest.raises(ClipError, match="fps"): c.resample(0)
 
+
+def test_resampling_rotations_keeps_bones():
+    c = turning(60)
+    slow, fast = c.resample(20), c.resample(130)
+    for r in (slow, fast):
+        for a, b in c.skeleton.edges:
+            length = (r.joints[:, a] - r.joints[:, b]).norm(dim=-1)
+            assert (length - c.offsets[b].norm()).abs().max() < 1e-5
+    back = fast.resample(50)
+    n = min(len(back), len(c))
+    assert (back.joints[:n] - c.joints[:n]).norm(dim=-1).max() < .01
+
+
+def test_place_moves_and_turns_everything():
+    c = turning()
+    there = place(c, 90, (1, 2))
+    R = torch.tensor([[0., -1, 0], [1, 0, 0], [0, 0, 1]])
+    assert torch.allclose(there.joints, c.joints @ R.T + torch.tensor([1., 2, 0]), atol=1e-5)
+    assert torch.allclose(place(there, 0, (-1, -2)).joints, place(c, 90).joints, atol=1e-5)
+
+
+def test_join_carries_on_where_the_last_clip_stopped():
+    a, b = generate("walk", 1, 1, layout="FIGURE"), generate("wave", 1, 1, layout="FIGURE")
+    both = join([a, b])
+    assert len(both) == len(a) + len(b) and both.action == "walk + wave" and both.rotations is not None
+    root = both.joints[:, 0, :2]
+    assert torch.allclose(root[len(a) - 1], root[len(a)], atol=1e-6)
+    with pytest.raises(ClipError, match="performer"): join([a, generate("wave", 2, 1, layout="FIGURE")])
+    with pytest.raises(ClipError, match="skeleton"): join([a, generate("wave", 1, 1)])
+
+
 def test_splits_share_nobody():
     parts = split_performers(range(30), seed=4)
     assert sorted(sum(parts.values(), ())) == list(range(30)) and all(parts.values())
     assert parts == split_performers(list(range(30))[::-1], seed=4) != split_performers(range(30), seed=5)
     for wrong, says in (([1, 1, 2], "twice"), ([1, 2], "at least 3")):
         with pytest.raises(ClipError, match=says): split_performers(wrong)
+
+
+def test_measures_agree_on_every_layout():
+    "The same motion on another layout has the same knees, heading and gait."
+    one = generate("walk", 2, 4, layout="FIGURE")
+    for name in ("H36M17", "COCO17", "NTU25", "UIPRMD22", "CMU31", "MOCAP20", "LSP14", "MPII16"):
+        c = generate("walk", 2, 4, layout=name)
+        assert torch.allclose(flexion(c, "left_hip", "left_knee", "left_ankle"), flexion(one, "left_hip", "left_knee", "left_ankle"), atol=.05), name
+        assert torch.allclose(heading(c), heading(one), atol=1e-4) and torch.equal(stance(c, "left"), stance(one, "left"))
+        assert gait(c)["cadence"] == pytest.approx(gait(one)["cadence"], rel=1e-4)
+    with pytest.raises(ClipError, match="no 'nose'"): track(generate("walk", 0, 1), "nose")
+    assert np.isclose(float(speeds(one, "pelvis").mean()), gait(one)["speed"], rtol=.1)
+    assert set(SKELETONS) - {"WHOLEBODY133"}

@@ -219,7 +219,7 @@ def _hand(fore, hands, s:float) -> np.ndarray:
     "(T,3,3) frame of the hand on a forearm: palm turned down, bent to the palm, bent to the thumb."
     return fore @ rotation("z", -s * hands[:, 0]) @ rotation("x", -s * hands[:, 1]) @ rotation("y", -hands[:, 2])
 
-# %% ../../nbs/20_data/03_figure.ipynb #c2639c62
+# %% ../../nbs/20_data/03_figure.ipynb #02ea0050
 def _arm(pose:Pose, W:dict, at:dict, O:dict, name:str, i:int, s:float) -> None:
     "Frames and places of collar to hand of one side into `W` and `at`."
     chest, palm = W["thorax"], O[f"{name}_hand_base"] + O[f"{name}_hand"]
@@ -239,25 +239,34 @@ def _arm(pose:Pose, W:dict, at:dict, O:dict, name:str, i:int, s:float) -> None:
     elbow = S - upper * R1[..., 2]; wrist = elbow - fore * R2[..., 2]
     if sent: R1, R2, elbow, wrist = _send_arm(S, wrist, R1, R2, pose.hands[:, i], origin, w, palm, upper, fore, s)
     W[f"{name}_shoulder"], W[f"{name}_elbow"], W[f"{name}_wrist"] = R1, R2, _hand(R2, pose.hands[:, i], s)
+    if sent and wrist[:, 2].min() < .3: W[f"{name}_wrist"] = _flat_hand(W[f"{name}_wrist"], wrist[:, 2], 2 * -palm[2])
     W[f"{name}_hand"] = W[f"{name}_wrist"] @ rotation("x", -s * pose.hands[:, i, 3])
     at[f"{name}_elbow"], at[f"{name}_wrist"] = elbow, wrist
 
 LIFT = 26.0   # degrees: collar bone of an arm that points straight up
 LOW, HAND = 0.62, 0.045   # metres: a pelvis below which hands may reach the floor; how near to it a wrist comes
 
+def _flat_hand(R, height, length:float) -> np.ndarray:
+    "Frames (T,3,3) of a hand whose wrist is at `height` (T,), turned by the least that keeps the finger tips off the floor."
+    d = -R[..., 2]
+    least = np.clip((.035 - height) / length, -1, .3)
+    z = least + .5 * (d[:, 2] - least + np.sqrt((d[:, 2] - least)**2 + .02**2))
+    flat = unit(d * (1, 1, 0)) * np.sqrt(np.maximum(1 - z**2, 0))[:, None] + z[:, None] * (0, 0, 1)
+    return np.stack([carry(d, flat, R[..., k]) for k in range(3)], -1)
+
 def _send_arm(S, wrist, R1, R2, hands, origin, w, palm, upper, fore, s):
     "Frames and places of an arm whose palm goes to `origin` (T,3, weighted) with weight `w` (T,), starting from its own angles."
     ref, pole, own = unit(wrist - S), -R1[..., 0], wrist
     share = np.minimum(w, 1)[:, None] / np.maximum(w, 1e-9)[:, None]
     F = R2
-    for _ in range(3):
+    for _ in range(4):
         goal = (1 - np.minimum(w, 1))[:, None] * own + share * (origin - w[:, None] * apply(_hand(F, hands, s), palm))
         goal[:, 2] = HAND + .5 * (goal[:, 2] - HAND + np.sqrt((goal[:, 2] - HAND)**2 + .02**2))     # never below the floor
         elbow, wrist, side = two_bones(S, goal, upper, fore, ref, pole)
         U, F = limb_frames(S, elbow, wrist, -side)
     return U, F, elbow, wrist
 
-# %% ../../nbs/20_data/03_figure.ipynb #b9096e7d
+# %% ../../nbs/20_data/03_figure.ipynb #f560ca9b
 DORSIFLEXION = 32.0   # degrees: shank against an ankle's neutral position, beyond which the heel rises
 
 def _leg(pose:Pose, W:dict, at:dict, O:dict, f:dict, name:str, i:int, s:float) -> None:
@@ -265,7 +274,7 @@ def _leg(pose:Pose, W:dict, at:dict, O:dict, f:dict, name:str, i:int, s:float) -
     hip = at[f"{name}_hip"] = at["pelvis"] + W["pelvis"] @ O[f"{name}_hip"]
     yaw = (1 - pose.loose[:, i]) * .6 * (pose.feet[:, i, 3] - pose.pelvis_turn[:, 0]) + s * pose.knees_out[:, i]
     turned = W["pelvis"] @ rotation("z", yaw)
-    for final in (False, False, True):
+    for final in (False, False, False, True):
         ankle = ankles_of(pose.feet[:, i:i + 1], pose.roll[:, i:i + 1], f)[:, 0]
         knee, ankle, side = two_bones(hip, ankle, f["thigh"], f["shank"], -turned[..., 2], turned[..., 0])
         if final: break

@@ -14,7 +14,7 @@ from .motion import ClipError
 from .performers import Performer, segment_lengths
 from .stance import reach_of, wobble
 
-# %% ../../nbs/20_data/03c_gait.ipynb #7d346d00
+# %% ../../nbs/20_data/03c_gait.ipynb #c1a07fe0
 @dataclass(frozen=True)
 class Gait:
     "The constants of a way of going on two feet."
@@ -37,7 +37,7 @@ class Gait:
     limits: tuple = ((.75, 1.15), (.75, 1.3))  # of amplitude and tempo
 
 WALK = Gait(step=.86, rate=.91, contact=.60, flat=(.11, .38), land=17.0, leave=62.0, rise=2.6, kick=.055, bob=.037, top=.27, knee=4.0, lean=0.0, arm=1.0, elbow=0.0, arm_mid=-5.0, width=1.0)
-RUN = Gait(step=1.38, rate=1.34, contact=.38, flat=(.08, .16), land=8.0, leave=66.0, rise=1.7, kick=.31, bob=.115, top=.69, knee=18.0, lean=7.0, arm=1.8, elbow=72.0, arm_mid=-20.0, width=.7,
+RUN = Gait(step=1.47, rate=1.34, contact=.38, flat=(.08, .16), land=8.0, leave=66.0, rise=1.7, kick=.40, bob=.122, top=.69, knee=21.0, lean=7.0, arm=1.8, elbow=72.0, arm_mid=-20.0, width=.7,
            limits=((.8, 1.15), (.85, 1.15)))
 
 # %% ../../nbs/20_data/03c_gait.ipynb #88871360

@@ -14,7 +14,7 @@ from .stance import Step, beats, ground, hold, hold_hand, keys, look, raise_arm,
 
 LEFT, RIGHT = 0, 1
 
-# %% ../../nbs/20_data/03d_gestures.ipynb #40e85b9e
+# %% ../../nbs/20_data/03d_gestures.ipynb #d459c3bb
 def idle(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "Stands and waits: the weight goes from one leg to the other, the head looks about."
     pose = standing(p, t, rng)
@@ -25,6 +25,7 @@ def idle(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     pose.pelvis_turn[:, 1] += 3 * shift; pose.trunk_turn[:, 1] -= 3.5 * shift
     return ground(pose, p, carry=np.stack([.5 - shift / 2, .5 + shift / 2], -1))
 
+# %% ../../nbs/20_data/03d_gestures.ipynb #91a9c52d
 def wave(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "A greeting: the raised forearm swings from side to side."
     pose, b = standing(p, t, rng), beats(p, t, rng, 3.6)
@@ -37,6 +38,7 @@ def wave(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     look(pose, p, 0, -5, up)
     return ground(pose, p)
 
+# %% ../../nbs/20_data/03d_gestures.ipynb #b753a8f6
 def point(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "The arm is thrown out straight to somewhere ahead, stays, and comes back; the head looks there."
     pose, b = standing(p, t, rng), beats(p, t, rng, 2.7)
@@ -51,15 +53,15 @@ def point(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     pose.trunk_turn[:, 2] += 3 * out
     return ground(pose, p)
 
-# %% ../../nbs/20_data/03d_gestures.ipynb #3f7c5026
-MOUTH, EAR = np.array([.078, -.012, -.036]), np.array([.010, -.062, -.012])   # right palm in the head's frame, of stature
+# %% ../../nbs/20_data/03d_gestures.ipynb #8c1e4dfd
+MOUTH, EAR = np.array([.078, -.012, -.036]), np.array([.014, -.060, -.018])   # right palm in the head's frame, of stature
 
 def drink(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "A cup is lifted to the mouth, tipped, and lowered."
     pose, b = standing(p, t, rng), beats(p, t, rng, 3.4)
     up = keys(b.u, [0, .28, .72, 1], [0, 1, 1, 0])
     tip = keys(b.u, [.26, .42, .60, .74], [0, 1, 1, 0]) * b.extent
-    raise_arm(pose, RIGHT, [38, 28, -8, 128], up)
+    raise_arm(pose, RIGHT, [58, 4, -38, 130], up)
     pose.arms[:, RIGHT, 1] += 16 * tip
     send(pose, RIGHT, "head", p.stature * MOUTH, keys(b.u, [.05, .28, .72, .95], [0, 1, 1, 0]))
     hold_hand(pose, RIGHT, [5, 8, 10, 62], np.maximum(up, .6 * hold(t, .3, .3)))
@@ -68,10 +70,11 @@ def drink(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     pose.trunk_turn[:, 2] -= 3 * tip
     return ground(pose, p)
 
+# %% ../../nbs/20_data/03d_gestures.ipynb #b2148e38
 def phone(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "The hand goes to the ear and stays there while its owner talks, nods and shifts the weight."
     pose, w = standing(p, t, rng), hold(t, 1.0 / p.tempo, .9 / p.tempo)
-    raise_arm(pose, RIGHT, [34, 24, -14, 138], w)
+    raise_arm(pose, RIGHT, [68, 0, -24, 142], w)
     send(pose, RIGHT, "head", p.stature * EAR, w)
     hold_hand(pose, RIGHT, [25, 10, 5, 50], w)
     talk = np.sin(2 * np.pi * .8 * t + rng.uniform(0, 6.28)) * np.sin(2 * np.pi * .13 * t + rng.uniform(0, 6.28))
@@ -82,6 +85,7 @@ def phone(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     pose.trunk_turn[:, 1] += 2 * w; pose.pelvis_turn[:, 1] += 3 * shift
     return ground(pose, p, carry=np.stack([.5 - shift, .5 + shift], -1))
 
+# %% ../../nbs/20_data/03d_gestures.ipynb #51b628c7
 def check_watch(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "The other hand's wrist comes up before the chest, the head bends over it."
     pose, b = standing(p, t, rng), beats(p, t, rng, 2.6)
@@ -96,7 +100,7 @@ def check_watch(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     send(pose, RIGHT, "chest", p.stature * np.array([.19, .02, -.105]), nudge)
     return ground(pose, p)
 
-# %% ../../nbs/20_data/03d_gestures.ipynb #89c014e4
+# %% ../../nbs/20_data/03d_gestures.ipynb #9fdc6a2b
 def clap(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "The palms meet before the chest, again and again, in bouts."
     pose, b = standing(p, t, rng), beats(p, t, rng, 3.8)
@@ -113,6 +117,7 @@ def clap(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     pose.trunk_turn[:, 2] += 2 * up * np.cos(2 * np.pi * rate * s)
     return ground(pose, p)
 
+# %% ../../nbs/20_data/03d_gestures.ipynb #fb7a26eb
 def stretch(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "Both arms go up by the sides, the back arches, the heels leave the floor; then a bend to each side."
     pose, b = standing(p, t, rng), beats(p, t, rng, 5.0)
@@ -128,6 +133,7 @@ def stretch(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     pose.head_turn[:, 2] -= 12 * tall; pose.head_turn[:, 1] += 8 * side
     return ground(pose, p, bend=p.give * (1 - .6 * up))
 
+# %% ../../nbs/20_data/03d_gestures.ipynb #90a97dd2
 def reach(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "One hand is stretched up to a shelf, closes there, and brings something down."
     pose, b = standing(p, t, rng), beats(p, t, rng, 3.2)
@@ -143,7 +149,7 @@ def reach(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     look(pose, p, -6, -30, keys(b.u, [0, .22, .6, .85], [0, 1, 1, 0]))
     return ground(pose, p, bend=p.give * (1 - .6 * tall))
 
-# %% ../../nbs/20_data/03d_gestures.ipynb #a9ba9e6b
+# %% ../../nbs/20_data/03d_gestures.ipynb #e23087bc
 def _ahead(p:Performer, pose:Pose, foot:int, x:float) -> tuple:
     "Footprint (x, y, degrees) of `foot`, `x` metres ahead of its own."
     return (float(pose.feet[0, foot, 0]) + x, float(pose.feet[0, foot, 1]), float(pose.feet[0, foot, 3]))
@@ -164,6 +170,7 @@ def push(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     pose.pelvis[:, 0] += .06 * press
     return ground(pose, p, bend=p.give + 16 * up, carry=carry * .7 + .15)
 
+# %% ../../nbs/20_data/03d_gestures.ipynb #37ab80f2
 def throw(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "Overarm: the arm is drawn back while the other foot steps ahead, the trunk turns, the hand whips past the head and follows through across the body."
     pose, b = standing(p, t, rng), beats(p, t, rng, 2.5)
@@ -185,11 +192,11 @@ def throw(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     pose.pelvis[:, 0] += .03 * back
     return ground(pose, p, bend=p.give + 14 * keys(b.u, [.05, .3, .7, .95], [0, 1, 1, 0]), balance=.8, carry=carry)
 
-# %% ../../nbs/20_data/03d_gestures.ipynb #198bbbfa
+# %% ../../nbs/20_data/03d_gestures.ipynb #d9486507
 def punch(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "Fists before the face, one foot ahead, and straight punches, mostly by turns."
     pose, w, end = standing(p, t, rng), hold(t, .7 / p.tempo, .7 / p.tempo), t[-1]
-    short = min(1.0, end / 2.6)
+    short = float(np.clip(end / 2.6, .01, 1))
     ahead, home = _ahead(p, pose, LEFT, .17 * p.stature), _ahead(p, pose, LEFT, 0)
     carry = take_steps(pose, t, [Step(LEFT, .15 * short, .55 * short, ahead), Step(LEFT, end - .6 * short, end - .15 * short, home)]) if end > .8 else np.full((len(t), 2), .5)
     hits = _hits(p, t, rng, .95 * short, end - .9 * short)
@@ -206,6 +213,7 @@ def punch(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     pose.pelvis[:, 0] += .035 * hits.max(1)
     return ground(pose, p, bend=p.give + 14 * w + 3 * w * np.sin(2 * np.pi * 1.6 * p.tempo * t), carry=carry * .8 + .1)
 
+# %% ../../nbs/20_data/03d_gestures.ipynb #d39f268a
 def _hits(p:Performer, t:np.ndarray, rng:np.random.Generator, start:float, stop:float) -> np.ndarray:
     "(T,2) 0 at guard .. 1 stretched: punches of the left and right hand between `start` and `stop` seconds."
     out, at, side = np.zeros((len(t), 2)), start, int(rng.random() < .5)

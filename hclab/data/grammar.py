@@ -20,7 +20,7 @@ from .motion import Clip, ClipError
 from .performers import Performer, segment_lengths
 from .whole_body import WHOLE_BODY
 
-# %% ../../nbs/20_data/04_grammar.ipynb #c550afdc
+# %% ../../nbs/20_data/04_grammar.ipynb #dacb2180
 POSTURES = ("stand", "turned", "stride", "sit", "lie")
 
 @dataclass(frozen=True)
@@ -28,17 +28,22 @@ class Action:
     "One class of the grammar."
     name: str
     draw: Callable        # (performer, t (T,) seconds, rng) -> Pose, for the right hand, facing x at the origin
-    seconds: float        # of one execution at tempo 1, rests included
+    seconds: float        # of one execution at tempo 1; see `length`
     start: str = "stand"  # one of `POSTURES`
     end: str = "stand"
+
+    def length(self, performer:Performer) -> float:
+        "Seconds that hold one execution by `performer`, from posture to posture."
+        return .3 + 1.12 * self.seconds / performer.tempo
 
     def __call__(self, performer:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
         "The pose track over the seconds `t` (T,), mirrored for left-handers."
         pose = self.draw(performer, t, rng)
         return mirrored(pose) if performer.left_handed else pose
 
-_SECONDS = dict(idle=4.0, wave=4.2, point=3.2, drink=4.0, phone=5.0, check_watch=3.2, clap=4.3, stretch=5.5, reach=3.7, push=4.2, throw=3.0, punch=4.0, walk=4.0, run=3.0, march=4.0, jump=2.6,
-                jumping_jack=4.0, squat=3.2, lunge=3.7, kick=2.6, balance=5.0, turn_around=2.6, bow=3.4, pick_up=3.8, lift=5.7, sit_down=2.8, stand_up=2.8, fall=3.2, get_up=4.8)
+_SECONDS = dict(idle=3.0, wave=3.6, point=2.7, drink=3.4, phone=4.2, check_watch=2.6, clap=3.8, stretch=5.0, reach=3.2, push=3.6, throw=2.5, punch=3.4, walk=3.5, run=2.5,
+                march=3.6, jump=2.5, jumping_jack=3.6, squat=2.7, lunge=3.2, kick=2.1, balance=4.2, turn_around=2.2, bow=2.9, pick_up=3.3, lift=5.2, sit_down=2.2, stand_up=2.3, fall=2.6,
+                get_up=4.0)
 _POSTURES = dict(walk=("stride", "stride"), run=("stride", "stride"), turn_around=("stand", "turned"), sit_down=("stand", "sit"), stand_up=("sit", "stand"), fall=("stand", "lie"), get_up=("lie", "stand"))
 ACTIONS = {name: Action(name, draw, _SECONDS[name], *_POSTURES.get(name, ("stand", "stand"))) for name, draw in (WHOLE_BODY | GESTURES).items()}
 

@@ -42,7 +42,7 @@ def keys(u:np.ndarray,      # (T,) time, in the unit of `times`
     out = flat[k] + (flat[k + 1] - flat[k]) * x3 * (10 - 15 * x + 6 * x * x) + h * (speed[k] * (x - x3 * (6 - 8 * x + 3 * x * x)) - speed[k + 1] * x3 * (4 - 7 * x + 3 * x * x))
     return out.reshape(len(u), *values.shape[1:])
 
-# %% ../../nbs/20_data/03b_stance.ipynb #06676014
+# %% ../../nbs/20_data/03b_stance.ipynb #dac5ee18
 def wobble(rng:np.random.Generator, t:np.ndarray, columns:int, hz:float=0.6) -> np.ndarray:
     "(T,columns) smooth, zero-mean unsteadiness of about unit size, without frequencies above `hz`. `t` (T,) in seconds."
     terms = 4
@@ -78,7 +78,9 @@ def beats(performer:Performer, t:np.ndarray, rng:np.random.Generator,
     long = seconds / performer.tempo * (1 + .05 * noise[0])
     rest = performer.pause * (1 + .35 * noise[1])
     start = np.concatenate([[rng.uniform(.05, .2)], np.cumsum(long + rest)[:-1] + .15])
-    n = np.clip(np.searchsorted(start, t, side="right") - 1, 0, most - 1)
+    # what can't be finished is not begun, so a clip that has time for one repetition ends at rest
+    fits = int(np.searchsorted(start + long, t[-1] + .12, side="right"))
+    n = np.clip(np.searchsorted(start, t, side="right") - 1, 0, max(fits - 1, 0))
     u = np.clip((t - start[n]) / long[n], 0, 1)
     extent = np.clip(performer.amplitude * (1 + .05 * noise[2]), .7, 1.3)
     return Beats(u, n, extent[n], start, long, rng)
@@ -86,7 +88,7 @@ def beats(performer:Performer, t:np.ndarray, rng:np.random.Generator,
 def hold(t:np.ndarray, rise:float, fall:float, snap:float=0.0, start:float=.15) -> np.ndarray:
     "(T,) weight of something that is taken up at the beginning of `t` and put down before its end, with `rise` and `fall` in seconds; halved where there is no time."
     end = t[-1] + (t[1] - t[0] if len(t) > 1 else 0)
-    short = min(1.0, end / (rise + fall + start + .3))
+    short = float(np.clip(end / (rise + fall + start + .3), .01, 1))
     return smooth((t - start * short) / (rise * short), snap) * (1 - smooth((t - (end - (fall + .1) * short)) / (fall * short), snap))
 
 # %% ../../nbs/20_data/03b_stance.ipynb #46a78263

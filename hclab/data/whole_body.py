@@ -30,7 +30,7 @@ def _foot(pose:Pose, foot:int, x:float=0.0, y:float=0.0, yaw:float=0.0) -> tuple
     a, b, c = pose.feet[0, foot, [0, 1, 3]]
     return float(a + x), float(b + s * y), float(c + s * yaw)
 
-# %% ../../nbs/20_data/03e_whole_body.ipynb #d7f877c6
+# %% ../../nbs/20_data/03e_whole_body.ipynb #0bbb5e0b
 def squat(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "Repeated squats with the arms stretched forward."
     pose, b = standing(p, t, rng, width=1.45), beats(p, t, rng, 2.7)
@@ -46,18 +46,19 @@ def bow(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "Bends forward from the hips with the arms at the sides, stays, and comes up."
     pose, b = standing(p, t, rng, width=.75), beats(p, t, rng, 2.9)
     down = keys(b.u, [0, .36, .56, 1], [0, 1, 1, 0]) * b.extent
-    pose.pelvis_turn[:, 2] += 31 * down; pose.trunk_turn[:, 2] += 27 * down; pose.head_turn[:, 2] += 12 * down
+    pose.pelvis_turn[:, 2] += 36 * down; pose.trunk_turn[:, 2] += 29 * down; pose.head_turn[:, 2] += 12 * down
     pose.arms[..., 0] += (36 * down)[:, None]; pose.arms[..., 1] -= (.5 * p.flare * down)[:, None]
     return ground(pose, p)
 
+# %% ../../nbs/20_data/03e_whole_body.ipynb #d701fdfe
 def pick_up(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "Bends to the floor, takes something small with one hand, comes up and looks at it."
     pose, b = standing(p, t, rng), beats(p, t, rng, 3.3)
     at = p.stature * np.stack([b.each(.20, .27), b.each(-.12, .02), b.each(.03, .06)], -1)[b.n]
     down = keys(b.u, [0, .36, .48, .86], [0, 1, 1, 0])
     w = keys(b.u, [.06, .36, .48, .72], [0, 1, 1, 0])
-    deep = np.clip(b.each(.8, 1.1)[b.n] * p.amplitude, .75, 1.25)
-    pose.pelvis_turn[:, 2] += 46 * down; pose.trunk_turn[:, 2] += 33 * down; pose.head_turn[:, 2] -= 22 * down
+    deep = b.each(.85, 1.15)[b.n]
+    pose.pelvis_turn[:, 2] += (58 - 10 * (deep - 1) / .15) * down; pose.trunk_turn[:, 2] += 40 * down; pose.head_turn[:, 2] -= 24 * down
     pose.trunk_turn[:, 0] += 12 * down
     raise_arm(pose, RIGHT, [86, 6, 0, 10], down)
     send(pose, RIGHT, "world", at, w)
@@ -66,8 +67,9 @@ def pick_up(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     shown = keys(b.u, [.58, .74, .84, 1], [0, 1, 1, 0])
     raise_arm(pose, RIGHT, [22, 8, -22, 96], shown)
     look(pose, p, -8, 22, shown)
-    return ground(pose, p, bend=p.give + 64 * down * deep)
+    return ground(pose, p, bend=p.give + 84 * down * deep)
 
+# %% ../../nbs/20_data/03e_whole_body.ipynb #ccf99d22
 def lift(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "Squats to a box, grips it with both hands, stands up with it, holds it before the body and puts it down again."
     pose, b = standing(p, t, rng, width=1.35), beats(p, t, rng, 5.2)
@@ -87,7 +89,7 @@ def lift(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     pose.knees_out += (10 * down)[:, None]
     return ground(pose, p, bend=p.give + 88 * down + 4 * held, balance=1.0 - .25 * load)
 
-# %% ../../nbs/20_data/03e_whole_body.ipynb #b3431f49
+# %% ../../nbs/20_data/03e_whole_body.ipynb #f4e0f91a
 def lunge(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "A long step ahead, the rear knee sinks towards the floor, and a push back; right and left by turns."
     pose, b = standing(p, t, rng), beats(p, t, rng, 3.2)
@@ -103,11 +105,12 @@ def lunge(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     for side in (LEFT, RIGHT): pose.roll[:, side] += np.where(front != side, 14 * out, 0)    # more comes by itself, see `DORSIFLEXION`
     pose.trunk_turn[:, 2] += 3 * down; pose.pelvis_turn[:, 2] += 3 * down
     for side in (LEFT, RIGHT): raise_arm(pose, side, [6, 26, -52, 88], np.maximum(down, .6 * out))     # hands towards the hips
-    bend = np.stack([np.where(front == side, p.give + 82 * down * np.clip(p.amplitude, .85, 1.1) + 12 * out, 3) for side in (LEFT, RIGHT)], -1)
+    bend = np.stack([np.where(front == side, p.give + 76 * down * np.clip(p.amplitude, .85, 1.03) + 12 * out, 3) for side in (LEFT, RIGHT)], -1)
     lean = np.where(front == LEFT, 1, 0)
     weight = carry * (1 - .5 * down[:, None]) + .5 * down[:, None] * np.stack([.35 + .3 * lean, .65 - .3 * lean], -1)
     return ground(pose, p, bend=bend, balance=1.0, carry=weight)
 
+# %% ../../nbs/20_data/03e_whole_body.ipynb #e1f67c52
 def kick(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "The leg is drawn back, swings through to the height of the hip, and returns; the other arm goes with it."
     pose, b = standing(p, t, rng), beats(p, t, rng, 2.1)
@@ -126,6 +129,7 @@ def kick(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     raise_arm(pose, RIGHT, np.stack([-10 - 38 * swing, 38 + 0 * t, 0 * t, 25 + 0 * t], -1), own)
     return ground(pose, p, bend=np.stack([p.give + 12 * own, 4 + 0 * t], -1), carry=carry, balance=.9)
 
+# %% ../../nbs/20_data/03e_whole_body.ipynb #6728d189
 def balance(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "Stands on one leg with the other knee drawn up and the arms spread, swaying."
     pose, w = standing(p, t, rng), hold(t, 1.1 / p.tempo, .9 / p.tempo)
@@ -134,12 +138,12 @@ def balance(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     pose.feet[:, RIGHT, 0] += (.09 * H) * smooth(1.25 * w - .25); pose.feet[:, RIGHT, 2] += (.20 * H * e) * w
     pose.roll[:, RIGHT] += 12 * np.sin(np.pi * np.clip(w, 0, 1)); pose.loose[:, RIGHT] = smooth(1.4 * w - .4)
     for side, y in ((LEFT, 1), (RIGHT, -1)):
-        raise_arm(pose, side, [4, 80, 0, 17] + sway[:, :1] * (0, y * 13, 0, 0) + sway[:, 1:2] * (7, 0, 0, 5), w)
+        raise_arm(pose, side, [4, 80, 0, 24] + sway[:, :1] * (0, y * 13, 0, 0) + sway[:, 1:2] * (7, 0, 0, 5), w)
         hold_hand(pose, side, [60, 0, 0, 8], w)
     pose.pelvis_turn[:, 1] += 2.5 * sway[:, 2]; pose.trunk_turn[:, 1] += 4 * sway[:, 0] - 3 * w; pose.trunk_turn[:, 2] += 3 * sway[:, 3]
     return ground(pose, p, bend=np.stack([p.give + 4 * w, 3 + 0 * t], -1), carry=np.stack([.5 + .5 * w, .5 - .5 * w], -1))
 
-# %% ../../nbs/20_data/03e_whole_body.ipynb #5a312a5b
+# %% ../../nbs/20_data/03e_whole_body.ipynb #80043f61
 def _hang(height):
     "Seconds in the air of a jump of `height` metres."
     return 2 * np.sqrt(2 * np.asarray(height) / GRAVITY)
@@ -153,7 +157,7 @@ def jump(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     slow = .62 / p.tempo
     go, land = slow + .26, slow + .26 + air
     when = _rows(0, slow, go, land, land + .20, land + .20 + .75 / p.tempo)
-    deep, up = .26 * leg * np.clip(b.extent, .8, 1.1), .055 * p.stature
+    deep, up = .26 * leg * np.clip(b.extent, .8, 1.1), .042 * p.stature
     height = _pieces(s, when, _rows(0, -deep, up, .6 * up, -.75 * deep, 0), _rows(0, 0, fast, -fast, 0, 0))
     x = np.clip((s - go) / air, 0, 1); flying = (s > go) & (s < land)
     height = np.where(flying, up - .4 * up * x + 4 * h * x * (1 - x), height)
@@ -167,6 +171,7 @@ def jump(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     pose.arms[..., 0] += arms[:, None]; pose.arms[..., 1] += 12 * np.abs(arms / 128)[:, None]
     return pose
 
+# %% ../../nbs/20_data/03e_whole_body.ipynb #777aa43d
 def _rows(*columns) -> np.ndarray:
     "(T,K) from K numbers or (T,) arrays."
     return np.stack(np.broadcast_arrays(*columns), -1).astype(float)
@@ -180,6 +185,7 @@ def _pieces(s, when, values, speeds=None) -> np.ndarray:
     x = np.clip((s - t0) / gap, 0, 1); x3 = x**3
     return pick(values, k) + (pick(values, k + 1) - pick(values, k)) * x3 * (10 - 15 * x + 6 * x * x) + gap * (pick(speeds, k) * (x - x3 * (6 - 8 * x + 3 * x * x)) - pick(speeds, k + 1) * x3 * (4 - 7 * x + 3 * x * x))
 
+# %% ../../nbs/20_data/03e_whole_body.ipynb #702329cb
 def _cycles(p:Performer, t:np.ndarray, rng:np.random.Generator, seconds:float) -> np.ndarray:
     "(T,) cycles done: whole ones only, after a short wait, of about `seconds` at tempo 1."
     period = seconds / p.tempo * rng.uniform(.95, 1.05)
@@ -202,6 +208,7 @@ def jumping_jack(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     for side in (LEFT, RIGHT): raise_arm(pose, side, [6, 150 * e**.5, 10, 14], apart)
     return ground(pose, p, bend=p.give + 15 * landing, balance=.9)
 
+# %% ../../nbs/20_data/03e_whole_body.ipynb #faf62816
 def march(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "Walks on the spot with the knees drawn high and the arms swinging."
     pose, c = standing(p, t, rng), _cycles(p, t, rng, 1.15)
@@ -220,7 +227,7 @@ def march(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     pose.trunk_turn[:, 0] -= .12 * swing
     return ground(pose, p, bend=np.stack([np.where(lifted[:, i] > .5, p.give, p.give + 3) for i in (0, 1)], -1), carry=.5 + .42 * (lifted[:, ::-1] - lifted))
 
-# %% ../../nbs/20_data/03e_whole_body.ipynb #1114a9da
+# %% ../../nbs/20_data/03e_whole_body.ipynb #a396519d
 def turn_around(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "Turns by half a circle in four steps, the head first; after a rest, on by another half."
     pose, b = standing(p, t, rng), beats(p, t, rng, 2.2)
@@ -241,12 +248,7 @@ def turn_around(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     pose.pelvis_turn[:, 0] += body; pose.trunk_turn[:, 0] += .35 * (head - body); pose.head_turn[:, 0] += .65 * (head - body)
     return ground(pose, p, balance=.55, carry=carry, bend=p.give + 6)
 
-def _seat(p:Performer, pose:Pose, w, f:dict) -> None:
-    "Blend the pelvis of `pose` to a chair behind the feet by `w` (T,); hands on the thighs; in place."
-    low = f["ankle"] + .96 * f["shank"]
-    seat = np.array([-.90 * f["thigh"] - .01, 0, low])
-    pose.pelvis += w[:, None]**1.0 * (seat - pose.pelvis)
-
+# %% ../../nbs/20_data/03e_whole_body.ipynb #63a01e65
 def _sitting(p:Performer, t:np.ndarray, rng:np.random.Generator, w, lean) -> Pose:
     "Between standing (w = 0) and sitting (w = 1), (T,) both; `lean` (T,) 0 .. 1 is the trunk thrown forward on the way."
     f = segment_lengths(p)
@@ -279,21 +281,11 @@ def stand_up(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     u = (t - min(rng.uniform(.3, .6), .12 * t[-1])) / long
     return _sitting(p, t, rng, 1 - keys(u, [.22, .92], [0, 1]), keys(u, [0, .32, .44, .92], [0, 1, 1, 0]))
 
-# %% ../../nbs/20_data/03e_whole_body.ipynb #58678445
-def _lying(p:Performer, pose:Pose, f:dict, side:float) -> np.ndarray:
-    "Place (3,) of the pelvis of someone who lies on the back with the feet at the origin's footprints and the legs nearly stretched."
-    return np.array([-.965 * (f["thigh"] + f["shank"]), 0, .062 * p.stature])
-
-def _legs_out(pose:Pose, w, p:Performer, apart) -> None:
-    "Feet of a lying person: the heels rest, toes up, by `w` (T,); in place."
-    pose.loose += w[:, None]; pose.loose[:] = np.clip(pose.loose, 0, 1)
-    pose.feet[..., 2] += (.004 * p.stature * w)[:, None]
-    pose.feet[..., 1] += (apart * w)[:, None] * [[1, -1]]
-
+# %% ../../nbs/20_data/03e_whole_body.ipynb #c58560b1
 def fall(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "Loses balance backwards: the arms fly up, the knees give, the seat and then the back meet the floor, the legs slide out. Ends lying."
     f, pose = segment_lengths(p), standing(p, t, rng)
-    s = (t - min(rng.uniform(.2, .45), .2 * t[-1])) / min(1.0, t[-1] / 2.4)
+    s = (t - min(rng.uniform(.2, .45), .2 * t[-1])) / float(np.clip(t[-1] / 2.4, .01, 1))
     tip, side = rng.uniform(-1, 1, 2)
     ground(pose, p)
     leg, H = f["thigh"] + f["shank"], p.stature
@@ -307,7 +299,7 @@ def fall(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     for i, y in ((LEFT, 1), (RIGHT, -1)):
         raise_arm(pose, i, [35 + 12 * y * tip, 80, 0, 28], keys(s, [.04, .34, .5, .8], [0, 1, 1, 0]))
         raise_arm(pose, i, [-52, 26, -10, 22], keys(s, [.42, .72, .84, 1.15], [0, 1, 1, 0]))
-        raise_arm(pose, i, [2, 38 + 14 * y * side, 10, 22], smooth((s - .85) / .45))
+        raise_arm(pose, i, [2, 38 + 14 * y * side, 10, 14], smooth((s - .85) / .45))
         hold_hand(pose, i, [85, -68, 0, 4], keys(s, [.42, .66, .9, 1.2], [0, 1, 1, 0])); hold_hand(pose, i, [70, 0, 0, 12], smooth((s - .95) / .4))
         late = 1.12 + .16 * (i if side > 0 else 1 - i)
         x = np.clip((s - late) / .7, 0, 1); out = smooth((x - .18) / .64)
@@ -317,10 +309,11 @@ def fall(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
         pose.roll[:, i] -= 22 * keys(s, [.25, .5, .8, 1.0], [0, 1, .3, 0])       # heels hold, toes come up
     return pose
 
+# %% ../../nbs/20_data/03e_whole_body.ipynb #2e172275
 def get_up(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "From lying on the back: draws up the legs, sits up with a hand behind, gathers over the feet and stands. Starts lying."
     f, pose = segment_lengths(p), standing(p, t, rng)
-    k = min(1.0, t[-1] / (4.0 / p.tempo)) / p.tempo
+    k = float(np.clip(t[-1] * p.tempo / 4.0, .01, 1)) / p.tempo
     s = (t - min(rng.uniform(.2, .5), .1 * t[-1])) / k
     leg, H, side = f["thigh"] + f["shank"], p.stature, rng.uniform(-1, 1)
     ground(pose, p, bend=p.give)
@@ -333,8 +326,8 @@ def get_up(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     pose.trunk_turn[:, 2] += keys(s, [.25, .9, 1.6, 2.2, 3.5], [-p.lean, 32, 46, 46, 0]); pose.head_turn[:, 2] += keys(s, [.15, .7, 1.6, 2.3, 3.5], [0, 28, 0, -26, 0])
     pose.trunk_turn[:, 0] += 10 * side * keys(s, [.3, 1.0, 1.9], [0, 1, 0])
     for i, y in ((LEFT, 1), (RIGHT, -1)):
-        raise_arm(pose, i, [2, 38, 10, 22], 1 - smooth((s - .2) / .6))
-        raise_arm(pose, i, [-40, 20, -10, 22], keys(s, [.3, .8, 1.5, 1.95], [0, 1, 1, 0]))
+        raise_arm(pose, i, [2, 38, 10, 14], 1 - smooth((s - .45) / .6))
+        raise_arm(pose, i, [-42, 22, -10, 12], keys(s, [.55, 1.05, 1.5, 1.95], [0, 1, 1, 0]))
         raise_arm(pose, i, [72, 6, -5, 14], keys(s, [1.5, 1.95, 2.3, 3.2], [0, 1, 1, 0]))
         hold_hand(pose, i, [85, -68, 0, 4], keys(s, [.35, .8, 1.5, 1.95], [0, 1, 1, 0]))
         x = np.clip((s - .12 - .18 * (i if side > 0 else 1 - i)) / .8, 0, 1); drawn = smooth((x - .18) / .64)
@@ -344,5 +337,6 @@ def get_up(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
         pose.roll[:, i] += 26 * keys(s, [1.5, 2.05, 2.5, 3.1], [0, 1, .6, 0])
     return pose
 
+# %% ../../nbs/20_data/03e_whole_body.ipynb #2940a572
 WHOLE_BODY = dict(walk=walk, run=run, march=march, jump=jump, jumping_jack=jumping_jack, squat=squat, lunge=lunge, kick=kick, balance=balance, turn_around=turn_around, bow=bow, pick_up=pick_up,
                   lift=lift, sit_down=sit_down, stand_up=stand_up, fall=fall, get_up=get_up)
