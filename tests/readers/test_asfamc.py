@@ -74,7 +74,7 @@ def test_every_order_and_every_own_axis(tmp_path):
         asf = asf.replace(bone("lfemur", "0 -1 0", 7, dof="rx ry rz", limits="(-160.0 20.0)\n           (-70.0 70.0)\n           (-inf inf)"),
                           bone("lfemur", "0 -1 0", 7, f"{axis[0]} {axis[1]} {axis[2]} {order}", " ".join(f"r{a.lower()}" for a in order)))
         amc = HEAD + frame(7, root=f"{root[0]} {root[1]} {root[2]} 3 1 2", lfemur="20 -50 130")
-        chain = lambda values: rot(order[2], values[2]) @ rot(order[1], values[1]) @ rot(order[0], values[0])   # the first turns first
+        chain = lambda values, order=order: rot(order[2], values[2]) @ rot(order[1], values[1]) @ rot(order[0], values[0])   # the first turns first
         C = np.eye(3)
         for letter in order: C = rot(letter, axis["XYZ".index(letter)]) @ C
         knee = np.array([1, 2, 3]) + chain(root) @ (np.array([2, 0, 0]) + C @ chain(angles) @ C.T @ np.array([0, -7, 0]))
