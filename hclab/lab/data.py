@@ -152,7 +152,7 @@ def _named_as_h36m(clip:Clip) -> Clip:
     try: return to_h36m(clip, "H36M17")
     except BVHError: return clip
 
-# %% ../../nbs/80_lab/09b_data.ipynb #83e99e07
+# %% ../../nbs/80_lab/09b_data.ipynb #cd01dc08
 RATE, SECONDS, LONGEST = 30.0, 4.0, 20.0     # frames a second, seconds of a drawn clip, seconds of a recording; unless something else is asked for
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ def show_motion(out:Path|str,                    # folder, made where missing
     "The drawn actions on one sheet and one page. Raises `ShowError`."
     chosen, people = choose_actions(actions), choose_performers(performers)
     check_pace(fps, seconds)
-    clips = [on_layout(generate(action, n, seconds or SECONDS, fps=fps or RATE, seed=seed), layout) for action in chosen for n in people]
+    clips = [on_layout(generate(action, n, seconds or SECONDS, fps=fps or RATE, seed=seed, layout="FIGURE"), layout) for action in chosen for n in people]
     title = f"{len(chosen)} drawn action{'s' if len(chosen) != 1 else ''}, {len(people)} performer{'s' if len(people) != 1 else ''}"
     return _write(clips, clips, Path(out), "motion", title, gif, 6, ())
 

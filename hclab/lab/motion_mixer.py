@@ -21,7 +21,7 @@ from .data import KEPT, save_motion
 from ..viz.players import Stage, stage
 from ..viz.style import BAD
 
-# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #75e69b0b
+# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #3323aa17
 class MixError(ConfigError):
     "Something that cannot be mixed: an empty track, a cut without frames, clips that cannot be joined, a file that cannot be written."
 
@@ -41,7 +41,7 @@ class Take:
 def draw(take:Take, fps:float=MIX_FPS) -> Clip:
     "The clip of a take. Raises `ClipError` where the grammar refuses it, for instance an amplitude beyond the joints' limits."
     who = Performer.from_seed(take.performer)
-    return generate(take.action, replace(who, tempo=who.tempo*take.tempo, amplitude=who.amplitude*take.amplitude, noise=who.noise*take.noise), take.seconds, fps, take.seed)
+    return generate(take.action, replace(who, tempo=who.tempo*take.tempo, amplitude=who.amplitude*take.amplitude, noise=who.noise*take.noise), take.seconds, fps, take.seed, layout="FIGURE")
 
 # %% ../../nbs/80_lab/10b_motion_mixer.ipynb #0ef48be4
 TRANSITION = "transition"
