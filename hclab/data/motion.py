@@ -67,7 +67,7 @@ def forward_kinematics(skeleton:Skeleton,
         turned[:, level] = quaternion_multiply(turned[:, up], rotations[:, level])
     return joints
 
-# %% ../../nbs/20_data/00_motion.ipynb #d5951b78
+# %% ../../nbs/20_data/00_motion.ipynb #04208a1b
 ROTATION_TOLERANCE = 0.001   # metres between joints and what the rotations lead to
 
 def _check_rotations(clip:"Clip"):
@@ -83,7 +83,9 @@ def _check_rotations(clip:"Clip"):
     if off.max() > 1e-3:
         t, j = divmod(int(off.argmax()), shape[1])
         raise ClipError(f"the rotation of {clip.skeleton.names[j]!r} in frame {t} has length {float(R[t, j].norm()):.4g}; rotations are unit quaternions wxyz")
-    gap = (forward_kinematics(clip.skeleton, offsets, R, clip.joints[:, clip.skeleton.root]) - clip.joints).norm(dim=-1)
+    # block by block: the check of a long clip must not take as much memory as the clip
+    gap = torch.cat([(forward_kinematics(clip.skeleton, offsets, R[a:a + 1024], x[:, clip.skeleton.root]) - x).norm(dim=-1)
+                     for a in range(0, shape[0], 1024) for x in (clip.joints[a:a + 1024],)])
     if gap.max() > ROTATION_TOLERANCE:
         t, j = divmod(int(gap.argmax()), shape[1])
         raise ClipError(f"in frame {t} the rotations lead {1000 * float(gap.max()):.1f} mm away from {clip.skeleton.names[j]!r}; they must be local, wxyz and of these bones: a body whose bones change length has rotations=None")
