@@ -41,7 +41,7 @@ class Scene:
 
     def __len__(self) -> int: return len(self.joints)
 
-# %% ../../nbs/10_viz/06_players.ipynb #d226613e
+# %% ../../nbs/10_viz/06_players.ipynb #ab104116
 def _beside(layouts:dict[str, Skeleton]) -> Skeleton:
     "The layouts of several people as one, with the person's name before each joint's."
     if len(layouts) == 1: return next(iter(layouts.values()))
@@ -53,6 +53,7 @@ def _beside(layouts:dict[str, Skeleton]) -> Skeleton:
         at += len(s)
     return Skeleton(" and ".join(layouts), tuple(names), tuple(edges), tuple(pairs), 0, None, tuple(colours), tuple(loops))
 
+# %% ../../nbs/10_viz/06_players.ipynb #92764691
 def scene(clips) -> Scene:
     "A clip, a list of clips or a dict name -> clip, of equal rate and length, as one `Scene`. Raises `PlayerError` or `SkeletonError`."
     if isinstance(clips, Scene): return clips
@@ -74,18 +75,20 @@ def scene(clips) -> Scene:
     return Scene(np.concatenate(joints, 1), _beside(layouts), float(fps), layouts, " and ".join(dict.fromkeys(describe(c) for c in named.values() if describe(c))),
                  *(_one([getattr(c, part, "") for c in named.values()]) for part in ("action", "performer")))
 
+# %% ../../nbs/10_viz/06_players.ipynb #6cb52bc8
 def _one(values):
     "The value that all agree on, or all of them in words."
     values = list(dict.fromkeys(v for v in values if v != ""))
     return values[0] if len(values) == 1 else " and ".join(map(str, values))
 
+# %% ../../nbs/10_viz/06_players.ipynb #5bc3d652
 def describe(clip) -> str:
     "'walk, performer 3' of a clip that knows them; an empty text otherwise."
     action, performer = getattr(clip, "action", ""), getattr(clip, "performer", "")
     who = f"performer {performer}" if isinstance(performer, int) else "" if performer == action else str(performer)
     return ", ".join(word for word in (action, who) if word)
 
-# %% ../../nbs/10_viz/06_players.ipynb #cdb491fe
+# %% ../../nbs/10_viz/06_players.ipynb #c0d0da8a
 def joint_speed(joints,     # (T,...,3) metres
                 fps:float,  # frames a second
                ) -> np.ndarray:
@@ -95,6 +98,7 @@ def joint_speed(joints,     # (T,...,3) metres
 
 TRAILED = tuple(tuple(f"{side}{part}" for part in parts for side in sides) for parts in (("wrist", "hand"), ("ankle", "foot")) for sides in (("left", "l"), ("right", "r")))  # the first that a layout has
 
+# %% ../../nbs/10_viz/06_players.ipynb #af034228
 def default_trails(s:Scene) -> list[int]:
     "Joints whose speed tells most: wrists and ankles, of several people the wrists; the last joint on each side where a layout knows neither."
     chosen, at = [], 0
@@ -106,7 +110,7 @@ def default_trails(s:Scene) -> list[int]:
         at += len(layout)
     return chosen
 
-# %% ../../nbs/10_viz/06_players.ipynb #1463ee07
+# %% ../../nbs/10_viz/06_players.ipynb #a6d90c14
 HIPS = ("hip", "upleg", "thigh", "leg")      # words by which layouts call the pair that tells where a body faces
 
 def facing(s:Scene) -> float:
@@ -119,6 +123,7 @@ def facing(s:Scene) -> float:
     else: return 0.0
     return math.degrees(math.atan2(ahead[1], ahead[0])) if np.isfinite(ahead).all() and np.hypot(*ahead[:2]) > 1e-6 else 0.0
 
+# %% ../../nbs/10_viz/06_players.ipynb #5857b2d7
 def floor_path(s:Scene) -> np.ndarray:
     "(T,2) metres: where the scene is on the floor - its root, or the middle of what is known where the root is not; the last place where nothing is."
     root = s.joints[:, s.skeleton.root, :2]
@@ -130,7 +135,7 @@ def floor_path(s:Scene) -> np.ndarray:
 
 SIDEWAYS = 52     # degrees from straight ahead to where the eye stands, to the person's right
 
-# %% ../../nbs/10_viz/06_players.ipynb #55fccfa5
+# %% ../../nbs/10_viz/06_players.ipynb #2fb5436f
 SPEED_SCALE = "Cividis"      # even steps for every reader, whatever they see of hue
 TAIL = 0.8                   # seconds of path behind a joint
 TAIL_POINTS = 12             # more would not be seen
@@ -156,6 +161,7 @@ class Stage:
         ground = [] if self.path is None else [moving_floor(self.limits, self.path[frame])]
         return [*ground, *body, *paths, {"x": [round(frame/s.fps, 3)]*2}]
 
+# %% ../../nbs/10_viz/06_players.ipynb #5fa02e78
 def moving_floor(limits:np.ndarray, at) -> dict[str, list]:
     "Grid lines of a floor that stays where it is while the box moves to `at` (x, y), as coordinates of the box."
     step, lines = grid_step(limits), []
@@ -165,12 +171,13 @@ def moving_floor(limits:np.ndarray, at) -> dict[str, list]:
     for y in ticks[1]: lines += [(x0, y, z), (x1, y, z), (np.nan,)*3]
     return _coordinates(np.array(lines).reshape(-1, 3), [list(range(len(lines)))])
 
+# %% ../../nbs/10_viz/06_players.ipynb #3aac9a82
 def tail_frames(frame:int, fps:float) -> list[int]:
     "The frames of the last `TAIL` seconds, at most `TAIL_POINTS` of them, the present one last."
     back = np.linspace(0, TAIL*fps, TAIL_POINTS).round().astype(int)[::-1]
     return sorted({max(0, frame - int(b)) for b in back})
 
-# %% ../../nbs/10_viz/06_players.ipynb #2176ab07
+# %% ../../nbs/10_viz/06_players.ipynb #ca94e045
 CURVES = 0.24    # share of the height that the curves take
 FAR = 3.0        # metres: who goes farther would be small in a box of the whole path
 MANY = 25        # joints of a person; with more, markers of full size would hide hands and feet
@@ -189,6 +196,7 @@ def _curve_traces(s:Scene, trails, speeds):
     top = max(0.5, float(np.nanmax(speeds, initial=0)))
     return [*traces, go.Scatter(x=[0, 0], y=[0, round(1.05*top, 2)], mode="lines", line=dict(color=INK, width=1.5), showlegend=False, hoverinfo="skip", name="now")]
 
+# %% ../../nbs/10_viz/06_players.ipynb #133b062a
 def _tail_traces(s:Scene, trails, speeds):
     "One path a trailed joint, coloured by speed, with one scale for all."
     import plotly.graph_objects as go
@@ -197,7 +205,7 @@ def _tail_traces(s:Scene, trails, speeds):
     path = lambda k, j: dict(color=[0.0], cmin=0, cmax=round(top, 2), colorscale=SPEED_SCALE, width=5, showscale=not k, **({} if k else {"colorbar": bar}))
     return [go.Scatter3d(x=[None], y=[None], z=[None], mode="lines", line=path(k, j), showlegend=False, hoverinfo="skip", name=f"path of {s.skeleton.names[j]}") for k, j in enumerate(trails)]
 
-# %% ../../nbs/10_viz/06_players.ipynb #9fd3f15a
+# %% ../../nbs/10_viz/06_players.ipynb #97815dc9
 def _trail_indices(s:Scene, trails) -> list[int]:
     "Joint numbers of the named trails, of every person where no person is named. Raises `SkeletonError` for a name that nobody has."
     if trails is None: return default_trails(s)
@@ -207,6 +215,7 @@ def _trail_indices(s:Scene, trails) -> list[int]:
         found += mine or [s.skeleton.index(name)]      # the error of index() names the nearest
     return found
 
+# %% ../../nbs/10_viz/06_players.ipynb #e41bb5fc
 def stage(clips,                 # a clip, a list of clips that belong together, a dict name -> clip, or a `Scene`
           trails=None,           # names of joints with trail and curve; None: wrists and ankles; (): none
           follow:bool|None=None, # keep the root in place and let the floor run; None: when one person goes farther than `FAR`
@@ -271,7 +280,7 @@ def motion_player(clips,                 # as for `stage`
     figure.update_layout(title=dict(text=": ".join(w for w in (figure.layout.title.text, words) if w), font=dict(size=14)), **controls)
     return figure
 
-# %% ../../nbs/10_viz/06_players.ipynb #8dd86ea7
+# %% ../../nbs/10_viz/06_players.ipynb #a910941a
 TIME_COUNTS = 0.5    # how much a second apart is worth against a body that differs: the whole clip counts as this share of its largest change
 
 def key_frames(joints,     # (T,J,3) metres
@@ -290,6 +299,7 @@ def key_frames(joints,     # (T,J,3) metres
         nearest = np.minimum(nearest, np.hypot(apart(t), late - late[t]))
     return sorted(chosen)
 
+# %% ../../nbs/10_viz/06_players.ipynb #6bbfd4c4
 def view_axes(azimuth:float,         # degrees about z to where the eye stands, 0 along x
               elevation:float=14.0,  # degrees of the eye above the horizon
              ) -> np.ndarray:
@@ -298,7 +308,7 @@ def view_axes(azimuth:float,         # degrees about z to where the eye stands, 
     right, eye = np.array([-math.sin(a), math.cos(a), 0]), np.array([math.cos(e)*math.cos(a), math.cos(e)*math.sin(a), math.sin(e)])
     return np.stack([right, np.cross(eye, right), eye])
 
-# %% ../../nbs/10_viz/06_players.ipynb #d52e172c
+# %% ../../nbs/10_viz/06_players.ipynb #300c79ad
 BONE, HEAD, EDGE = 0.084, 0.18, 0.028                   # metres: width of a limb, of a head, of the white edge
 SHORT = 0.16                                            # metres: a shorter bone has no edge, which would cut its neighbours
 FACE = ("eye", "ear", "nose", "jaw", "mouth", "brow", "face", "thumb", "index", "middle", "ring", "pinky", "big_toe", "small_toe")   # too fine for a small figure
@@ -312,10 +322,12 @@ def _drawn(skeleton:Skeleton):
     tops = {j for j in ends if "head" in skeleton.names[j].lower()}
     return [(a, b, side, colour, b in tops) for a, b, side, colour in bones]
 
+# %% ../../nbs/10_viz/06_players.ipynb #acc9ad53
 def _toned(colour:str, near:float) -> str:
     "The colour at a depth: itself near the eye (1), half white far from it (0)."
     return mix(colour, share=0.42*(1 - near))
 
+# %% ../../nbs/10_viz/06_players.ipynb #5ff22935
 def strokes(joints:np.ndarray,     # (J,3) metres
             skeleton:Skeleton,
             axes:np.ndarray,       # (3,3) from `view_axes`
@@ -339,7 +351,7 @@ def strokes(joints:np.ndarray,     # (J,3) metres
         if side == "right": painted.append((line, "#FFFFFF", 0.27*width))
     return shadow + painted
 
-# %% ../../nbs/10_viz/06_players.ipynb #37e5eedd
+# %% ../../nbs/10_viz/06_players.ipynb #52ef9ed1
 BETWEEN = 0.10     # metres of white between two figures
 
 def _strip(clip, keys:int, room:float):
@@ -358,6 +370,7 @@ def _strip(clip, keys:int, room:float):
         at += high + (spare + BETWEEN)/2
     return placed, max((line[:, 1].max() + w/2 for line, _, w in placed), default=1.0)
 
+# %% ../../nbs/10_viz/06_players.ipynb #0a327f90
 def _paint(ax, segments, points:float, shift=(0.0, 0.0)):
     "Add strokes to an Axes whose metre is `points` points; the order is kept."
     from matplotlib.collections import LineCollection
@@ -365,7 +378,7 @@ def _paint(ax, segments, points:float, shift=(0.0, 0.0)):
     ax.add_collection(art, autolim=False)
     return art
 
-# %% ../../nbs/10_viz/06_players.ipynb #01c046d1
+# %% ../../nbs/10_viz/06_players.ipynb #78db5618
 def _page(width:float, height:float, dpi:float|None=None):
     "A matplotlib Figure of so many inches whose places are ours: nothing moves what is put on it."
     import matplotlib.pyplot as plt
@@ -377,6 +390,7 @@ BELOW, ABOVE = 0.30, 0.12    # metres under the floor line and over the tallest 
 LONG = 14                    # rows; longer sheets have two blocks side by side
 NAME = 11.5                  # points of the letters of a name
 
+# %% ../../nbs/10_viz/06_players.ipynb #bbcbc68d
 def _name(clip) -> str:
     "The action of a row as its label: words on two lines where they are long."
     words = str(getattr(clip, "action", "") or "motion").replace("_", " ")
@@ -424,7 +438,7 @@ def motion_sheet(clips,                   # clips (see `scene`), those of one ac
     if title: fig.text(0.012, share + (1 - share)/2, title, fontsize=14, fontweight="bold", va="center")
     return fig
 
-# %% ../../nbs/10_viz/06_players.ipynb #ceafff3b
+# %% ../../nbs/10_viz/06_players.ipynb #dd470d94
 def _sheet_row(ax, row, drawn, place, label:float, room:float, points:float):
     "One action: its name, and a strip a clip with a floor line and its seconds."
     start, floor = place
@@ -435,13 +449,14 @@ def _sheet_row(ax, row, drawn, place, label:float, room:float, points:float):
         _paint(ax, segments, points, (left, floor))
         ax.text(left + room, floor - 0.07, f"{len(clip.joints)/clip.fps:.1f} s", fontsize=7.5, color=NEUTRAL, ha="right", va="top")
 
+# %% ../../nbs/10_viz/06_players.ipynb #c11e0de2
 def _sheet_head(ax, rows, label:float, room:float, y:float):
     "The performers over the columns where all rows agree on them."
     names = [{describe(clip).rpartition(", ")[2] for row in rows if c < len(row) for clip in [row[c]]} for c in range(max(map(len, rows)))]
     for c, who in enumerate(names):
         if len(who) == 1: ax.text(label + c*(room + 0.25) + 0.05, y, next(iter(who)), fontsize=11, color=INK, va="center")
 
-# %% ../../nbs/10_viz/06_players.ipynb #d3b1c423
+# %% ../../nbs/10_viz/06_players.ipynb #9b7746b5
 GIF_RATES = (10, 12.5, 20, 25, 50)      # frames a second whose pause is a whole number of hundredths that players respect
 MAX_GIF = 600                            # frames; longer is a film, and a page plays it better
 
@@ -449,6 +464,7 @@ def gif_rate(fps:float) -> float:
     "The rate of `GIF_RATES` nearest to `fps` that is not above it, or the lowest."
     return max((r for r in GIF_RATES if r <= fps + 1e-6), default=GIF_RATES[0])
 
+# %% ../../nbs/10_viz/06_players.ipynb #d772e4ea
 def _boxes(scenes, follow):
     "Per scene: joints to draw (T,J,3) with the floor at 0, view axes, limits on the page (2,2)."
     boxes = []
@@ -462,6 +478,7 @@ def _boxes(scenes, follow):
         boxes.append((joints, axes, np.stack([low, high])))
     return boxes
 
+# %% ../../nbs/10_viz/06_players.ipynb #251d1731
 def _floor_grid(joints, axes):
     "Half-metre squares under the path of the clip, as strokes."
     low, high = np.nanmin(joints, (0, 1))[:2] - 0.4, np.nanmax(joints, (0, 1))[:2] + 0.4
@@ -592,13 +609,14 @@ button, select {{ font: inherit; color: var(--ink); background: var(--face); bor
 <script type="application/json" id="clips">{clips}</script><script>{script}</script></body></html>
 """
 
-# %% ../../nbs/10_viz/06_players.ipynb #7f6fdd7f
+# %% ../../nbs/10_viz/06_players.ipynb #bf1f1f6c
 def _packed(values) -> str:
     "Thousandths as base64 of little-endian int16; -32768 is 'not known'. Raises `PlayerError` beyond 32 m."
     scaled = np.round(np.asarray(values, dtype=np.float64)*1000)
     if np.nanmax(np.abs(scaled), initial=0) > 32767: raise PlayerError(f"a clip reaches {np.nanmax(np.abs(scaled))/1000:.0f} m from its origin; a page holds 32 m: shift or cut it")
     return base64.b64encode(np.where(np.isfinite(scaled), scaled, -32768).astype("<i2").tobytes()).decode()
 
+# %% ../../nbs/10_viz/06_players.ipynb #7528f1f3
 def _page_clip(clip, trails, follow) -> dict:
     "One clip as the page keeps it: the figure of its first frame, and numbers."
     st = stage(clip, trails, follow, height=560)
