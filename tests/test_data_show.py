@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
+from hclab.core.config import samples_dir
 from hclab.data.grammar import ACTIONS, generate
 from hclab.data.motion import Clip
 from hclab.lab import data
@@ -148,3 +149,29 @@ def test_the_desk_refuses_and_keeps_what_it_had(tmp_path):
     with pytest.raises(MixError, match="write a"): desk.save(tmp_path/"x.txt")
     desk.draw(action="wave")
     assert load_motion(desk.save(tmp_path/"x.motion.npz")).action == "wave", "what is on the stage is what is saved"
+
+
+def test_a_mix_is_written_as_bvh_and_read_back(tmp_path):
+    desk = Desk(Take("walk", seconds=1.0))
+    desk.draw()
+    desk.add(0, 1)
+    desk.draw(action="squat")
+    desk.add(0, 1)
+    mixed = desk.join()
+    assert mixed.clip.rotations is not None, "the grammar's figure turns its joints, and so does the bridge"
+    (back,) = read_clips(desk.save(tmp_path/"mine.bvh"))
+    assert len(back) == len(mixed.clip) and back.fps == pytest.approx(30, rel=1e-4)
+    for name in ("left_ankle", "right_wrist"):
+        assert (back.joint(name) - mixed.clip.joint(name)).norm(dim=-1).max() < 2e-3, name
+
+
+@pytest.mark.skipif(samples_dir() is None, reason="HCLAB_SAMPLES is not set: real recordings are not at hand")
+@pytest.mark.parametrize("name, frames", [("cmu/01_01.amc", 2), ("cmu/cmu_12_01_walk.bvh", 1), ("uiprmd/original/correct/m01_s01_e01_positions.txt.gz", 1)])
+def test_recordings_are_shown(name, frames, tmp_path):
+    shown = show_file(samples_dir()/name, tmp_path, seconds=2)
+    assert shown.files["sheet"].stat().st_size > 5000 and "read as: " in shown.notes[0] and len(shown.notes) >= frames
+
+
+def test_an_amc_without_its_body_is_refused(tmp_path):
+    (tmp_path/"01_01.amc").write_text("#!OML\n")
+    with pytest.raises(ShowError, match=r"expected 01\.asf beside it, found none"): read_clips(tmp_path/"01_01.amc")

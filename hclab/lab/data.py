@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PERFORMERS', 'READERS', 'KEPT', 'LARGEST', 'NEEDED', 'LEAST', 'RATE', 'SECONDS', 'LONGEST', 'PIECE', 'MOST',
            'ShowError', 'choose_actions', 'choose_performers', 'check_pace', 'reader_name', 'find_reader', 'read_clips',
-           'save_motion', 'load_motion', 'on_layout', 'Shown', 'show_motion', 'show_file', 'reader_rows',
-           'found_samples', 'list_lines']
+           'read_amc', 'read_ntu', 'read_repetition', 'save_motion', 'load_motion', 'on_layout', 'Shown', 'show_motion',
+           'show_file', 'reader_rows', 'found_samples', 'list_lines']
 
 # %% ../../nbs/80_lab/09b_data.ipynb #3e489222
 import importlib, importlib.util, io, math, zipfile, zlib
@@ -30,7 +30,7 @@ from ..viz.style import use_style
 class ShowError(ConfigError):
     "Something was asked for that cannot be shown: an unknown action, layout or reader, or a file that cannot be read."
 
-# %% ../../nbs/80_lab/09b_data.ipynb #f2f1e3c2
+# %% ../../nbs/80_lab/09b_data.ipynb #0527b52c
 PERFORMERS = (1, 2, 3)     # drawn when nobody is named
 
 def choose_actions(names:Iterable[str]=()) -> tuple[str, ...]:
@@ -40,6 +40,7 @@ def choose_actions(names:Iterable[str]=()) -> tuple[str, ...]:
         if name not in ACTIONS: raise ShowError(f"no action {name!r}; {did_you_mean(name, ACTIONS)}")
     return chosen
 
+# %% ../../nbs/80_lab/09b_data.ipynb #acc8e1bb
 def choose_performers(numbers:Iterable[int|str]=()) -> tuple[int, ...]:
     "Performer numbers, each once; `PERFORMERS` for none. Raises `ShowError` for what is no whole number from 0 on."
     given = list(dict.fromkeys(str(n).strip() for n in numbers)) or [str(n) for n in PERFORMERS]
@@ -47,14 +48,19 @@ def choose_performers(numbers:Iterable[int|str]=()) -> tuple[int, ...]:
         if not (n.isascii() and n.isdecimal() and len(n) <= 9): raise ShowError(f"a performer is a number from 0 on, got {n!r}; each number is another person")
     return tuple(map(int, given))
 
+# %% ../../nbs/80_lab/09b_data.ipynb #1f0198cb
 def check_pace(fps:float|None, seconds:float|None) -> None:
     "Raise `ShowError` for a rate or a length that makes no sense."
     if fps is not None and not 1 <= fps <= 240: raise ShowError(f"fps={fps:g}; give 1 to 240 frames a second")
     if seconds is not None and not 0.1 <= seconds <= 600: raise ShowError(f"seconds={seconds:g}; give 0.1 to 600 seconds")
 
-# %% ../../nbs/80_lab/09b_data.ipynb #7cc4e767
+# %% ../../nbs/80_lab/09b_data.ipynb #0b927341
 READERS = {                                               # ending -> "module:function"
     ".bvh": "hclab.data.readers.bvh:read_bvh",
+    ".amc": "hclab.lab.data:read_amc",
+    ".skeleton": "hclab.lab.data:read_ntu",
+    **{f"_positions{inc}.txt{gz}": "hclab.lab.data:read_repetition" for inc in ("", "_inc") for gz in ("", ".gz")},
+    ".txt": "hclab.data.readers.deepmimic:read_deepmimic",
     ".motion.npz": "hclab.lab.data:load_motion",
 }
 
@@ -64,6 +70,7 @@ def reader_name(path:Path|str) -> str:
     if not fits: raise ShowError(f"{Path(path).name}: no reader for {Path(path).suffix or 'a file without ending'!r}; readable: {', '.join(READERS)}")
     return max(fits, key=len)
 
+# %% ../../nbs/80_lab/09b_data.ipynb #f49a9012
 def find_reader(path:Path|str) -> Callable:
     "The function that reads the file. Raises `ShowError` for an unknown ending or a reader that is not where its line says."
     suffix = reader_name(path)
@@ -71,6 +78,7 @@ def find_reader(path:Path|str) -> Callable:
     try: return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as e: raise ShowError(f"the reader of {suffix} should be {READERS[suffix]}, but: {e}") from e
 
+# %% ../../nbs/80_lab/09b_data.ipynb #92d58dde
 def read_clips(path:Path|str) -> list[Clip]:
     "The people of a recorded file. Raises `ShowError` with the reader's own words for a file that is not there or cannot be read."
     path = Path(path)
@@ -79,6 +87,31 @@ def read_clips(path:Path|str) -> list[Clip]:
     try: clips = read(path)
     except (ValueError, OSError) as e: raise ShowError(str(e)) from e
     return list(clips) if isinstance(clips, (list, tuple)) else [clips]
+
+# %% ../../nbs/80_lab/09b_data.ipynb #3955580b
+def read_amc(path:Path|str) -> Clip:
+    "An AMC file with the ASF of its subject in the same folder: `01.asf` for `01_08.amc`, or the only one there. Raises `ShowError` where that is not clear."
+    from hclab.data.readers.asfamc import read_asfamc
+    path = Path(path)
+    own, others = path.with_name(path.stem.rpartition("_")[0] + ".asf"), sorted(path.parent.glob("*.asf"))
+    if not own.is_file() and len(others) != 1: raise ShowError(f"{path}: the body of an AMC file is in an ASF file; expected {own.name} beside it, found {', '.join(o.name for o in others[:4]) or 'none'}")
+    return read_asfamc(own if own.is_file() else others[0], path)
+
+# %% ../../nbs/80_lab/09b_data.ipynb #159b75e0
+def read_ntu(path:Path|str) -> list[Clip]:
+    "The one or two people of an NTU RGB+D file who moved, on the same frames."
+    from hclab.data.readers.ntu import NTUError, read_skeleton, to_clip
+    recording = read_skeleton(path)
+    clips = [to_clip(recording, 0)]
+    try: clips.append(to_clip(recording, 1))
+    except NTUError: pass         # one person, or a second one who was lost for too long
+    return clips if len({len(c) for c in clips}) == 1 else clips[:1]
+
+# %% ../../nbs/80_lab/09b_data.ipynb #679b1d54
+def read_repetition(path:Path|str) -> Clip:
+    "One repetition of UI-PRMD; its file of angles lies beside it."
+    from hclab.data.readers.uiprmd import read_uiprmd
+    return read_uiprmd(path).clip
 
 # %% ../../nbs/80_lab/09b_data.ipynb #b5e6b6f9
 KEPT, LARGEST = ".motion.npz", 256 << 20     # the ending; bytes that a file may unfold to
@@ -99,7 +132,7 @@ def save_motion(clip:Clip, path:Path|str,
     atomic_write(path, buffer.getvalue())
     return path
 
-# %% ../../nbs/80_lab/09b_data.ipynb #538c9371
+# %% ../../nbs/80_lab/09b_data.ipynb #db9761d4
 NEEDED = ("joints", "fps", "layout", "names", "parents", "action", "performer")
 
 def _arrays(path:Path) -> dict:
@@ -114,6 +147,7 @@ def _arrays(path:Path) -> dict:
     if missing: raise ShowError(f"{path}: {', '.join(missing)} missing; expected what save_motion writes")
     return kept
 
+# %% ../../nbs/80_lab/09b_data.ipynb #90c1e92d
 def load_motion(path:Path|str) -> Clip:
     "The clip of a file that `save_motion` wrote. Raises `ShowError` for anything else."
     import torch
@@ -129,7 +163,7 @@ def load_motion(path:Path|str) -> Clip:
         return Clip(torch.as_tensor(kept["joints"]), layout, float(kept["fps"]), str(kept["action"]), int(performer) if performer.isdecimal() else performer, source=str(kept.get("source", "")), **more)
     except (ValueError, TypeError, IndexError) as e: raise ShowError(f"{path}: {e}") from e
 
-# %% ../../nbs/80_lab/09b_data.ipynb #47d4700e
+# %% ../../nbs/80_lab/09b_data.ipynb #41a2823d
 LEAST = 0.5     # share of the wanted joints that a clip must have
 
 def on_layout(clip:Clip, layout:str|None) -> Scene:
@@ -146,13 +180,14 @@ def on_layout(clip:Clip, layout:str|None) -> Scene:
     s = scene(clip)
     return replace(s, joints=joints.double().numpy(), skeleton=skeleton(layout), people={"": skeleton(layout)})
 
+# %% ../../nbs/80_lab/09b_data.ipynb #27ee9180
 def _named_as_h36m(clip:Clip) -> Clip:
     "A BVH clip with the names of H36M17 where its own follow a known convention; the clip itself otherwise."
     from hclab.data.readers.bvh import BVHError, to_h36m
     try: return to_h36m(clip, "H36M17")
     except BVHError: return clip
 
-# %% ../../nbs/80_lab/09b_data.ipynb #83e99e07
+# %% ../../nbs/80_lab/09b_data.ipynb #79a19210
 RATE, SECONDS, LONGEST = 30.0, 4.0, 20.0     # frames a second, seconds of a drawn clip, seconds of a recording; unless something else is asked for
 
 @dataclass(frozen=True)
@@ -171,6 +206,7 @@ def _write(rows:list, clips:list, out:Path, name:str, title:str, gif:bool, keys:
     if gif: files["animation"] = save_gif(clips[:3], out/f"{name}.gif")
     return Shown(files, tuple(notes))
 
+# %% ../../nbs/80_lab/09b_data.ipynb #d5206899
 def show_motion(out:Path|str,                    # folder, made where missing
                 actions:Iterable[str]=(),        # none: all
                 performers:Iterable[int|str]=(), # none: `PERFORMERS`
@@ -183,11 +219,11 @@ def show_motion(out:Path|str,                    # folder, made where missing
     "The drawn actions on one sheet and one page. Raises `ShowError`."
     chosen, people = choose_actions(actions), choose_performers(performers)
     check_pace(fps, seconds)
-    clips = [on_layout(generate(action, n, seconds or SECONDS, fps=fps or RATE, seed=seed), layout) for action in chosen for n in people]
+    clips = [on_layout(generate(action, n, seconds or SECONDS, fps=fps or RATE, seed=seed, layout="FIGURE"), layout) for action in chosen for n in people]
     title = f"{len(chosen)} drawn action{'s' if len(chosen) != 1 else ''}, {len(people)} performer{'s' if len(people) != 1 else ''}"
     return _write(clips, clips, Path(out), "motion", title, gif, 6, ())
 
-# %% ../../nbs/80_lab/09b_data.ipynb #07f29834
+# %% ../../nbs/80_lab/09b_data.ipynb #170d5384
 PIECE, MOST = 2.5, 12     # seconds in a row of a recording's sheet; rows
 
 def _pieces(s:Scene) -> list[Scene]:
@@ -197,6 +233,7 @@ def _pieces(s:Scene) -> list[Scene]:
     edges = [round(len(s)*i/rows) for i in range(rows + 1)]
     return [replace(s, joints=s.joints[a:b], action=f"{a/s.fps:.1f} s", performer="") for a, b in zip(edges[:-1], edges[1:], strict=True) if b > a]
 
+# %% ../../nbs/80_lab/09b_data.ipynb #a76cd52c
 def show_file(path:Path|str,
               out:Path|str,               # folder, made where missing
               layout:str|None=None,       # none: the file's own
@@ -219,7 +256,7 @@ def show_file(path:Path|str,
     except ValueError as e: raise ShowError(f"{path.name}: {e}") from e
     return _write(_pieces(together), [together], Path(out), path.name.split(".")[0] or "recording", path.name, gif, 10, notes)
 
-# %% ../../nbs/80_lab/09b_data.ipynb #a74045c9
+# %% ../../nbs/80_lab/09b_data.ipynb #c3ee1aae
 def reader_rows() -> list[tuple[str, str, bool]]:
     "(ending, 'module:function', whether the module is there) of every reader."
     def there(module):
@@ -227,23 +264,25 @@ def reader_rows() -> list[tuple[str, str, bool]]:
         except ModuleNotFoundError: return False
     return [(suffix, where, there(where.partition(":")[0])) for suffix, where in READERS.items()]
 
+# %% ../../nbs/80_lab/09b_data.ipynb #b7b3c57c
 def found_samples(folder:Path|None=None, # None: $HCLAB_SAMPLES
                  ) -> dict[str, list[Path]]:
     "Readable files under a folder by ending, sorted; empty where there is no folder."
     folder, found = folder or samples_dir(), {}
     for path in sorted(folder.rglob("*")) if folder else ():
         fits = [suffix for suffix in READERS if path.name.lower().endswith(suffix)]
-        if fits and path.is_file(): found.setdefault(max(fits, key=len), []).append(path)
+        if fits and path.is_file() and not path.name.upper().startswith(("LICENSE", "README")): found.setdefault(max(fits, key=len), []).append(path)
     return found
 
+# %% ../../nbs/80_lab/09b_data.ipynb #e417c03c
 def list_lines(cards:dict[str, str], # name -> title
               ) -> list[str]:
     "What `hclab data list` prints."
-    lines = ["data cards (hclab data show NAME)", *(f"  {name:14s} {title}" for name, title in cards.items())]
+    lines = ["data cards (hclab data show NAME)", *(f"  {name:22s} {title}" for name, title in cards.items())]
     lines += ["", f"drawn (hclab data show motion): {len(ACTIONS)} actions, any performer from 0 on", "  " + ", ".join(ACTIONS)]
-    lines += ["", "readers (hclab data show FILE)", *(f"  {suffix:14s} {where}{'' if there else '   (missing here)'}" for suffix, where, there in reader_rows())]
+    lines += ["", "readers (hclab data show FILE)", *(f"  {suffix:22s} {where}{'' if there else '   (missing here)'}" for suffix, where, there in reader_rows())]
     folder = samples_dir()
     lines += ["", f"recordings: {folder}" if folder else "recordings: HCLAB_SAMPLES is not set, or is no folder"]
     for suffix, paths in found_samples(folder).items():
-        lines.append(f"  {suffix:14s} {len(paths)} file{'s' if len(paths) != 1 else ''}, e.g. {', '.join(p.relative_to(folder).as_posix() for p in paths[:3])}")
+        lines.append(f"  {suffix:22s} {len(paths)} file{'s' if len(paths) != 1 else ''}, e.g. {', '.join(p.relative_to(folder).as_posix() for p in paths[:3])}")
     return lines

@@ -21,7 +21,7 @@ from .data import KEPT, save_motion
 from ..viz.players import Stage, stage
 from ..viz.style import BAD
 
-# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #75e69b0b
+# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #2b00b3cd
 class MixError(ConfigError):
     "Something that cannot be mixed: an empty track, a cut without frames, clips that cannot be joined, a file that cannot be written."
 
@@ -38,12 +38,13 @@ class Take:
     seconds: float = 4.0
     seed: int = 0             # another take
 
+# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #918edf21
 def draw(take:Take, fps:float=MIX_FPS) -> Clip:
     "The clip of a take. Raises `ClipError` where the grammar refuses it, for instance an amplitude beyond the joints' limits."
     who = Performer.from_seed(take.performer)
-    return generate(take.action, replace(who, tempo=who.tempo*take.tempo, amplitude=who.amplitude*take.amplitude, noise=who.noise*take.noise), take.seconds, fps, take.seed)
+    return generate(take.action, replace(who, tempo=who.tempo*take.tempo, amplitude=who.amplitude*take.amplitude, noise=who.noise*take.noise), take.seconds, fps, take.seed, layout="FIGURE")
 
-# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #0ef48be4
+# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #75e008c6
 TRANSITION = "transition"
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +58,7 @@ def _direction(clip:Clip, frame:int) -> float:
     ahead = heading(clip.slice(frame, frame + 1))[0]
     return math.degrees(math.atan2(float(ahead[1]), float(ahead[0])))
 
+# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #20917af2
 def bridge(before:Clip, after:Clip, seconds:float) -> Clip | None:
     "The frames between the end of one clip and the start of the next; None for less than one."
     if round(seconds*before.fps) < 1: return None
@@ -64,6 +66,7 @@ def bridge(before:Clip, after:Clip, seconds:float) -> Clip | None:
     way = replace(ends, fps=1/seconds).resample(before.fps)
     return way.slice(1, len(way) - 1) if len(way) > 2 else None
 
+# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #5d75a1f8
 def mix(clips,              # in turn, of one performer
         blend:float=0.4,    # seconds of each bridge
        ) -> Mix:
@@ -138,7 +141,7 @@ class Desk:
         if mixed is None: raise MixError("there is nothing to save: draw a clip")
         return save_mix(mixed, path)
 
-# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #e394e11f
+# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #1f908fb5
 LATE, SLOWEST = 2.0, 3.0     # seconds after which a pause was meant; pictures a second that still look like motion
 REFRESH = 12.0     # pictures a second that a kernel can send to a browser
 SPEEDS = {"¼": 0.25, "½": 0.5, "1": 1.0, "2": 2.0}
@@ -152,6 +155,7 @@ def on_stage(clip:Clip) -> Stage:
     "The stage of a clip that is turned to face along x, so that one camera does for all and stays where the mouse put it."
     return stage(place(clip, turn=-_direction(clip, 0)), follow=True, title="", height=560)
 
+# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #d44ae10b
 def show_stage(view, st:Stage) -> None:
     "Put another clip into a FigureWidget that shows a stage: traces, box, seconds. The camera stays."
     new = st.figure.to_plotly_json()
@@ -217,7 +221,7 @@ class MotionMixer:
         c["speed"].observe(lambda change: self._pace(), "value")
         for name in ("add", "remove", "join", "save"): c[name].on_click(lambda _, name=name: self._try(getattr(self, "_" + name)))
 
-# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #08ad0f52
+# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #7a5d3f72
 def _try(self, act, **kwargs):
     "Do what the hand asked for, or say why not."
     from html import escape
@@ -225,6 +229,7 @@ def _try(self, act, **kwargs):
     try: act(**kwargs)
     except (ValueError, OSError) as e: self.c["says"].value = f'<span role="alert" style="color:#fff;background:{BAD};padding:2px 8px;border-radius:4px"><b>{escape(str(e))}</b></span>'
 
+# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #7e194672
 def _say(self, text:str):
     "One line over the desk."
     from html import escape
@@ -235,6 +240,7 @@ def _pace(self):
     step, wait = pace(self.desk.clip.fps, SPEEDS[self.c["speed"].value], self._refresh)
     if step != self.c["play"].step or wait != self.c["play"].interval: self.c["play"].step, self.c["play"].interval = step, wait
 
+# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #9bb3a9d9
 def _tick(self, frame:int):
     "Show a frame; where frames come later than they should, ask for fewer."
     now = time.monotonic()
@@ -246,7 +252,7 @@ def _tick(self, frame:int):
 
 for _f in (_try, _say, _pace, _tick): setattr(MotionMixer, _f.__name__, _f)
 
-# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #3816fef6
+# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #01ec1583
 def _new_clip(self, what:str):
     "Put the desk's clip on the stage, at its first frame."
     clip, c = self.desk.clip, self.c
@@ -269,6 +275,7 @@ def _draw(self, **changes):
         raise
     self._new_clip("drawn")
 
+# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #98d60c2f
 def _list(self, chosen:int|None=None):
     "Show the track."
     self.c["track"].options = [(f"{n}. {piece.action}, performer {piece.performer}, {piece.duration:.1f} s", n - 1) for n, piece in enumerate(self.desk.track, 1)]
@@ -276,7 +283,7 @@ def _list(self, chosen:int|None=None):
 
 for _f in (_new_clip, _draw, _list): setattr(MotionMixer, _f.__name__, _f)
 
-# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #30e29dbf
+# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #2609ec41
 def _add(self):
     "The cut goes on the track."
     piece = self.desk.add(*self.c["cut"].value)
@@ -297,6 +304,7 @@ def _join(self):
     self.c["play"].playing = True
     return mixed
 
+# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #55844d93
 def _save(self):
     "What is on the stage becomes a file."
     name = self.c["name"].value.strip()
@@ -306,6 +314,7 @@ def _save(self):
 
 for _f in (_add, _remove, _join, _save): setattr(MotionMixer, _f.__name__, _f)
 
+# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #fceb22d3
 def motion_mixer(take:Take|None=None,     # what the desk starts with
                  folder:Path|str=".",     # where *save* writes
                 ):
