@@ -42,7 +42,7 @@ def keys(u:np.ndarray,      # (T,) time, in the unit of `times`
     out = flat[k] + (flat[k + 1] - flat[k]) * x3 * (10 - 15 * x + 6 * x * x) + h * (speed[k] * (x - x3 * (6 - 8 * x + 3 * x * x)) - speed[k + 1] * x3 * (4 - 7 * x + 3 * x * x))
     return out.reshape(len(u), *values.shape[1:])
 
-# %% ../../nbs/20_data/03b_stance.ipynb #dac5ee18
+# %% ../../nbs/20_data/03b_stance.ipynb #5be49769
 def wobble(rng:np.random.Generator, t:np.ndarray, columns:int, hz:float=0.6) -> np.ndarray:
     "(T,columns) smooth, zero-mean unsteadiness of about unit size, without frequencies above `hz`. `t` (T,) in seconds."
     terms = 4
@@ -69,6 +69,7 @@ class Beats:
         value = lambda x, k: x(k) if callable(x) else x
         return [Step(value(foot, k), s + begin * l, s + end * l, value(at, k), height) for k, (s, l) in enumerate(zip(self.start, self.long)) if k <= self.n[-1]]
 
+# %% ../../nbs/20_data/03b_stance.ipynb #79d8708d
 def beats(performer:Performer, t:np.ndarray, rng:np.random.Generator,
           seconds:float      # of one repetition at tempo 1
          ) -> Beats:
@@ -199,7 +200,14 @@ def take_steps(pose:Pose, t:np.ndarray, steps) -> np.ndarray:
         free[:, s.foot] = np.maximum(free[:, s.foot], smooth((t - s.start + .22) / .22) * (1 - smooth((t - s.end) / .22)))
     return .5 + .5 * (free[:, ::-1] - free)
 
-# %% ../../nbs/20_data/03b_stance.ipynb #176e179e
+# %% ../../nbs/20_data/03b_stance.ipynb #f2a91c97
+def _height(pose:Pose, performer:Performer, bend) -> np.ndarray:
+    "(T,) metres: where `settle` would put the pelvis."
+    other = replace(pose, pelvis=pose.pelvis.copy())
+    settle(other, performer, bend)
+    return other.pelvis[:, 2]
+
+# %% ../../nbs/20_data/03b_stance.ipynb #edd99418
 def step_over(a:Pose,            # poses of one frame: where it starts
               b:Pose,            # and where it ends
               performer:Performer, t:np.ndarray # (T,) seconds from 0; the transition takes all of it
@@ -222,14 +230,7 @@ def step_over(a:Pose,            # poses of one frame: where it starts
     mid = (carry[..., None] * pose.feet[..., :2]).sum(1) - pose.feet[..., :2].mean(1)
     ease = smooth(t / end)[:, None]
     path = first.pelvis + ease * (last.pelvis - first.pelvis)
-    settle_bend = performer.give
     pose.pelvis[:, :2] = path[:, :2] + .5 * mid
-    low = np.minimum(path[:, 2], _height(pose, performer, settle_bend))
+    low = np.minimum(path[:, 2], _height(pose, performer, performer.give))
     pose.pelvis[:, 2] = path[:, 2] + np.sin(np.pi * np.clip(t / end, 0, 1))**2 * (low - path[:, 2])
     return pose
-
-def _height(pose:Pose, performer:Performer, bend) -> np.ndarray:
-    "(T,) metres: where `settle` would put the pelvis."
-    other = replace(pose, pelvis=pose.pelvis.copy())
-    settle(other, performer, bend)
-    return other.pelvis[:, 2]
