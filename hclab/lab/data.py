@@ -8,8 +8,8 @@ __all__ = ['PERFORMERS', 'READERS', 'KEPT', 'LARGEST', 'NEEDED', 'LEAST', 'RATE'
            'read_amc', 'read_ntu', 'read_repetition', 'save_motion', 'load_motion', 'on_layout', 'Shown', 'show_motion',
            'show_file', 'reader_rows', 'found_samples', 'list_lines']
 
-# %% ../../nbs/80_lab/09b_data.ipynb #3e489222
-import importlib, importlib.util, io, math, zipfile, zlib
+# %% ../../nbs/80_lab/09b_data.ipynb #2d754e70
+import importlib, importlib.util, io, zipfile, zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path

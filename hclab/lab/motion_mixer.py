@@ -6,12 +6,10 @@
 __all__ = ['MIX_FPS', 'TRANSITION', 'LATE', 'SLOWEST', 'REFRESH', 'SPEEDS', 'MixError', 'Take', 'draw', 'Mix', 'bridge', 'mix',
            'save_mix', 'Desk', 'pace', 'on_stage', 'show_stage', 'show_frame', 'MotionMixer', 'motion_mixer']
 
-# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #8630f83f
+# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #4832e406
 import math, time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-
-import torch
 
 from ..core.config import ConfigError
 from ..data.grammar import ACTIONS, Performer, generate

@@ -10,7 +10,7 @@ __all__ = ['TRAILED', 'HIPS', 'SIDEWAYS', 'SPEED_SCALE', 'TAIL', 'TAIL_POINTS', 
            'motion_player', 'key_frames', 'view_axes', 'strokes', 'motion_sheet', 'gif_rate', 'animation_frames',
            'save_gif', 'save_player']
 
-# %% ../../nbs/10_viz/06_players.ipynb #82c636b3
+# %% ../../nbs/10_viz/06_players.ipynb #f89c00a4
 import base64, json, math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..core.io import atomic_write
 from ..core.skeleton import Skeleton
 from .skeleton2d import as_skeleton, check_joints, drawn_edges
 from .skeleton3d import _controls, _coordinates, chains, choose_stride, cube, grid_step, skeleton3d_figure
-from .style import CENTRE, INK, LEFT, NEUTRAL, PALE, RIGHT, SIDES, mix
+from .style import CENTRE, INK, NEUTRAL, PALE, SIDES, mix
 
 # %% ../../nbs/10_viz/06_players.ipynb #7c63ae3a
 class PlayerError(ValueError):
