@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['WAIT', 'CLASSES', 'LEAVE', 'ENTER', 'STRIDE', 'TURN', 'QUICK', 'STEP', 'PAUSE', 'ROOM', 'SequenceError', 'Take',
            'Segment', 'Sequence', 'plan', 'footing', 'placed', 'draw_take', 'neutral', 'set_off', 'Actor', 'act',
-           'perform', 'finish', 'draw_actions', 'compose']
+           'perform', 'filmed', 'finish', 'draw_actions', 'compose']
 
-# %% ../../nbs/20_data/05_sequences.ipynb #9d58de94
+# %% ../../nbs/20_data/05_sequences.ipynb #61f63ee8
 import math, zlib
 from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from ..core.config import did_you_mean
-from .figure import Pose, blend, concatenate, mirrored, moved
+from .figure import Pose, blend, mirrored, moved
 from .grammar import ACTIONS, to_clip
-from .motion import Clip, cut, resample
+from .motion import Clip, cut, join, resample
 from .performers import Performer
 from .stance import ground, settle, smooth, standing, step_over
 
@@ -147,7 +147,7 @@ def neutral(performer:Performer, rng:np.random.Generator) -> Pose:
     pose = ground(standing(performer, np.zeros(1), rng), performer)
     return mirrored(pose) if performer.left_handed else pose
 
-# %% ../../nbs/20_data/05_sequences.ipynb #b967602c
+# %% ../../nbs/20_data/05_sequences.ipynb #bc305120
 STRIDE, TURN = .32, 50.0    # metres and degrees that one pair of steps may go
 QUICK, STEP = .45, .62      # seconds at tempo 1: easing from pose to pose; one foot's step
 
@@ -157,8 +157,19 @@ def _bridge(a:Pose, b:Pose, performer:Performer, n:int, fps:float, floor:bool) -
     if floor:
         still = lambda pose, k: pose.map(lambda x: np.repeat(x[[k]], n + 2, 0))
         pose = blend(still(a, -1), still(b, 0), smooth(t / t[-1]))
-    else: pose = step_over(a, b, performer, t)
+    else:
+        pose = step_over(a, b, performer, t)
+        # a step that begins at once shifts the weight at once: spread that over a quarter of a second, within the legs' reach
+        wrong, long = (pose.pelvis[0] - a.pelvis[-1], pose.pelvis[-1] - b.pelvis[0]), min(.25, t[-1] / 2)
+        pose.pelvis -= (1 - smooth(t / long))[:, None] * wrong[0] + smooth((t - t[-1] + long) / long)[:, None] * wrong[1]
+        pose.pelvis[:, 2] -= np.sin(np.pi * t / t[-1])**2 * np.maximum(pose.pelvis[:, 2] - _reach_height(pose, performer), 0)
     return pose.map(lambda x: x[1:-1])
+
+def _reach_height(pose:Pose, performer:Performer) -> np.ndarray:
+    "(T,) metres: how high the pelvis can be where both legs are nearly straight."
+    other = replace(pose, pelvis=pose.pelvis.copy())
+    settle(other, performer, 3.0)
+    return other.pelvis[:, 2]
 
 def _steps_needed(a:Pose, b:Pose) -> int:
     "How many feet have to go elsewhere between the last frame of `a` and the first of `b`."
@@ -189,7 +200,7 @@ def _passing(pose:Pose) -> list[tuple[int, int]]:
     cross = np.nonzero(np.diff(np.sign(apart)) != 0)[0]
     return [(int(k), 1 if apart[k + 1] > apart[k] else 0) for k in cross]
 
-# %% ../../nbs/20_data/05_sequences.ipynb #f03eeddf
+# %% ../../nbs/20_data/05_sequences.ipynb #ea4f5655
 def set_off(still:Pose,      # one frame, standing
             track:Pose,      # a gait whose frame `first` has `foot` flat and the other passing, placed so that `foot` is where it stands in `still`
             first:int, foot:int, frames:int, performer:Performer, way:int=1 # 1 forwards in time from `first`, -1 backwards
@@ -206,9 +217,8 @@ def set_off(still:Pose,      # one frame, standing
     out.roll[:, other] = start.roll[:, other] + lift * (pose.roll[:, other] - start.roll[:, other])
     out.feet[:, foot] = pose.feet[:, foot]
     # no higher than the legs reach while standing and walking are mixed
-    room = replace(out, pelvis=out.pelvis.copy()); settle(room, performer, 3.0)
-    gap = np.maximum(out.pelvis[:, 2] - room.pelvis[:, 2], 0)
-    out.pelvis[:, 2] -= gap * np.minimum(4 * (1 - body), 1)
+    gap = np.maximum(out.pelvis[:, 2] - _reach_height(out, performer), 0)
+    out.pelvis[:, 2] -= gap * np.minimum(4 * body, 1) * np.minimum(4 * (1 - body), 1)
     return out
 
 # %% ../../nbs/20_data/05_sequences.ipynb #c0fb75cf
@@ -288,7 +298,7 @@ def _go(actor:Actor, name:str, frames:int, start:int) -> Segment:
     actor.add(set_off(stop, track, last, other, 2 * half, p, way=-1).map(lambda x: x[::-1])); actor.add(stop)
     return segment
 
-# %% ../../nbs/20_data/05_sequences.ipynb #53e573f6
+# %% ../../nbs/20_data/05_sequences.ipynb #5ab68ada
 PAUSE = (.5, 2.5)      # seconds of standing about, where there is any
 ROOM = 1.2             # metres from the origin beyond which walkers turn back
 
@@ -310,9 +320,17 @@ def perform(actor:Actor, actions, idle:float=.6, upright:bool=False) -> None:
         act(actor, name, ACTIONS[name].length(actor.performer) * actor.rng.uniform(1, 1.4))
         if actor.posture == "stand" and actor.rng.random() < idle: actor.wait(round(actor.rng.uniform(*PAUSE) * actor.fps))
 
+def filmed(actor:Actor, layout:str) -> Clip:
+    "All that the actor did, on `layout`. Each part is solved by itself, because a frame of the grammar is exact only among those that it was drawn with."
+    clip = join([to_clip(pose, actor.performer, actor.fps, "sequence", layout) for pose in actor.poses], carry=False, action="sequence")
+    if clip.rotations is None: return clip
+    flips = (clip.rotations[1:] * clip.rotations[:-1]).sum(-1, keepdim=True) < 0      # q and -q are one rotation
+    signs = torch.where(torch.cat([torch.zeros_like(flips[:1]), flips]), -1.0, 1.0).cumprod(0)
+    return replace(clip, rotations=clip.rotations * signs)
+
 def finish(actors, layout:str, seed:int, index:int=0, shown=()) -> Sequence:
     "What the actors did, as a `Sequence` on `layout`."
-    clips = tuple(to_clip(concatenate(a.poses), a.performer, a.fps, "sequence", layout, f"drawn, seed {seed}, index {index}") for a in actors)
+    clips = tuple(replace(filmed(a, layout), source=f"drawn, seed {seed}, index {index}") for a in actors)
     segments = sorted((replace(s, who=k) for k, a in enumerate(actors) for s in a.segments), key=lambda s: (s.start, s.who))
     return Sequence(clips, tuple(segments), shown, seed, index)
 
