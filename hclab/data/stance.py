@@ -207,7 +207,7 @@ def _height(pose:Pose, performer:Performer, bend) -> np.ndarray:
     settle(other, performer, bend)
     return other.pelvis[:, 2]
 
-# %% ../../nbs/20_data/03b_stance.ipynb #edd99418
+# %% ../../nbs/20_data/03b_stance.ipynb #bd97f1b7
 def step_over(a:Pose,            # poses of one frame: where it starts
               b:Pose,            # and where it ends
               performer:Performer, t:np.ndarray # (T,) seconds from 0; the transition takes all of it
@@ -224,8 +224,9 @@ def step_over(a:Pose,            # poses of one frame: where it starts
     way = (last.feet - first.feet)[0, :, :2].sum(0)
     moving.sort(key=lambda i: float(first.feet[0, i, :2] @ way))
     pose.feet[:], pose.roll[:] = first.feet, first.roll
-    span = end / len(moving)
-    steps = [Step(i, k * span + .1 * span, (k + .95) * span, tuple(last.feet[0, i, [0, 1, 3]])) for k, i in enumerate(moving)]
+    lead = min(.22, end / 4)      # the weight goes over before a foot leaves, and comes back after the other has landed
+    span = (end - 2 * lead) / len(moving)
+    steps = [Step(i, lead + k * span, lead + (k + .95) * span, tuple(last.feet[0, i, [0, 1, 3]])) for k, i in enumerate(moving)]
     carry = take_steps(pose, t, steps)
     mid = (carry[..., None] * pose.feet[..., :2]).sum(1) - pose.feet[..., :2].mean(1)
     ease = smooth(t / end)[:, None]
