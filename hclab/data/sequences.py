@@ -222,13 +222,14 @@ def set_off(still:Pose,      # one frame, standing
     out.pelvis[:, 2] -= gap * np.minimum(4 * body, 1) * np.minimum(4 * (1 - body), 1)
     return out
 
-# %% ../../nbs/20_data/05_sequences.ipynb #b780d34c
+# %% ../../nbs/20_data/05_sequences.ipynb #d3e8ec13
 class Actor:
     "Someone on the floor to whom actions are given one after the other; `at` metres and `heading` degrees to begin with."
     def __init__(self, performer:Performer, fps:float, seed, at=(0.0, 0.0), heading:float=0.0):
         self.performer, self.fps, self.segments, self.poses, self.frames = performer, fps, [], [], 0
         self.rng = np.random.default_rng([zlib.crc32(b"sequence"), performer.id, *seed])
         self.posture, self.now = "stand", placed(neutral(performer, self.rng), at, heading)
+        self.still = neutral(performer, np.random.default_rng(0))
 
     def add(self, pose:Pose):
         "Frames that follow; the last becomes `now`."
@@ -255,7 +256,7 @@ class Actor:
 
     def rest(self) -> Pose:
         "One frame of just standing here."
-        return placed(neutral(self.performer, np.random.default_rng(0)), *footing(self.now))
+        return placed(self.still, *footing(self.now))
 
     def wait(self, frames:int):
         "Stand about for so many frames, or as long as it takes to come to a stand, as background."
