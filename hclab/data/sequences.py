@@ -222,7 +222,7 @@ def set_off(still:Pose,      # one frame, standing
     out.pelvis[:, 2] -= gap * np.minimum(4 * body, 1) * np.minimum(4 * (1 - body), 1)
     return out
 
-# %% ../../nbs/20_data/05_sequences.ipynb #d3e8ec13
+# %% ../../nbs/20_data/05_sequences.ipynb #06adda95
 class Actor:
     "Someone on the floor to whom actions are given one after the other; `at` metres and `heading` degrees to begin with."
     def __init__(self, performer:Performer, fps:float, seed, at=(0.0, 0.0), heading:float=0.0):
@@ -240,12 +240,12 @@ class Actor:
         seed = int(self.rng.integers(2**31))
         return placed(draw_take(name, self.performer, frames, self.fps, seed), *footing(self.now)), seed
 
-    def move(self, at=None, heading:float|None=None):
-        "Step to `at` (2,) metres and turn to `heading` degrees by the shorter way, as background."
+    def move(self, at=None, heading:float|None=None, stride:float=STRIDE):
+        "Step to `at` (2,) metres, `stride` at a time, and turn to `heading` degrees by the shorter way, as background."
         here, faces = footing(self.now)
         way = np.zeros(2) if at is None else np.asarray(at, float) - here
         turn = 0.0 if heading is None else (heading - faces + 180) % 360 - 180
-        pairs = math.ceil(max(np.linalg.norm(way) / STRIDE, abs(turn) / TURN) - .05)
+        pairs = math.ceil(max(np.linalg.norm(way) / stride, abs(turn) / TURN) - .05)
         for k in range(1, pairs + 1):
             there = placed(neutral(self.performer, self.rng), here + way * k / pairs, faces + turn * k / pairs)
             self.add(_bridge(self.now, there, self.performer, self.ease(there), self.fps, False)); self.add(there)
@@ -395,7 +395,7 @@ def resample_sequence(sequence:Sequence, fps:float) -> Sequence:
 
 Sequence.slice, Sequence.resample = cut_sequence, resample_sequence
 
-# %% ../../nbs/20_data/05_sequences.ipynb #fabb21b9
+# %% ../../nbs/20_data/05_sequences.ipynb #40c73a2d
 @dataclass(frozen=True, eq=False)
 class Window:
     "A piece of a sequence for a network."
@@ -410,13 +410,12 @@ def windows(sequence:Sequence, length:int, stride:int|None=None # frames; `lengt
     stride = length if stride is None else stride
     if length < 1 or stride < 1: raise SequenceError(f"length={length}, stride={stride}; both are frames, at least 1")
     if stride > length: raise SequenceError(f"windows of {length} frames every {stride} skip {stride - length} frames between; let stride be at most length")
-    x, mask, labels = tensors(sequence)
-    out = []
-    for start in range(0, max(len(sequence) - length + stride - 1, 0) // stride * stride + 1, stride):
+    def piece(y, start, value):
         short = max(start + length - len(sequence), 0)
-        pad = lambda y, value: torch.cat([y[:, start:start + length], torch.full((len(y), short, *y.shape[2:]), value, dtype=y.dtype)], 1)
-        out.append(Window(start, pad(x, 0.0), pad(mask, False), pad(labels, -1)))
-    return out
+        return torch.cat([y[:, start:start + length], torch.full((len(y), short, *y.shape[2:]), value, dtype=y.dtype)], 1)
+    x, mask, labels = tensors(sequence)
+    starts = range(0, max(len(sequence) - length + stride - 1, 0) // stride * stride + 1, stride)
+    return [Window(k, piece(x, k, 0.0), piece(mask, k, False), piece(labels, k, -1)) for k in starts]
 
 def tensors(sequence:Sequence) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     "(M,T,J,3) joints in metres with zeros where nobody is seen, (M,T) bool where somebody is, (M,T) labels."
@@ -424,7 +423,7 @@ def tensors(sequence:Sequence) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
     mask = labels >= 0
     return torch.stack([c.joints for c in sequence.clips]) * mask[..., None, None], mask, labels
 
-# %% ../../nbs/20_data/05_sequences.ipynb #7821c3e2
+# %% ../../nbs/20_data/05_sequences.ipynb #5236f79b
 @dataclass(frozen=True)
 class Exchange:
     "What one does and how the other answers."
@@ -434,7 +433,7 @@ class Exchange:
     back: float = 0.0      # metres that the second steps back instead
 
 INTERACTIONS = dict(greet=Exchange("wave", "wave"), bow_to=Exchange("bow", "bow", .5), applaud=Exchange("bow", "clap", 1.1), toast=Exchange("drink", "drink", .4), show=Exchange("point", "point", 1.2),
-                    exercise=Exchange("jumping_jack", "jumping_jack", .3), spar=Exchange("punch", delay=1.0, back=.45), shove=Exchange("push", delay=1.0, back=.45), kick_at=Exchange("kick", delay=.2, back=.5))
+                    exercise=Exchange("jumping_jack", "jumping_jack", .3), spar=Exchange("punch", delay=.4, back=.42), shove=Exchange("push", delay=.4, back=.42), kick_at=Exchange("kick", delay=0.0, back=.45))
 FACINGS = {"each other": (0.0, 180.0), "side by side": (90.0, 90.0), "back to back": (180.0, 0.0)}   # headings of two people of whom the second is ahead along x
 
 def exchange(a:Actor, b:Actor, what:Exchange) -> None:
@@ -444,8 +443,8 @@ def exchange(a:Actor, b:Actor, what:Exchange) -> None:
     begun = act(a, what.first, start=begin).start + round(what.delay * fps)
     if what.second: act(b, what.second, start=begun)
     if what.back:
-        if begun - b.frames >= b.ease(b.rest()) + 2: b.wait(begun - b.frames)
-        b.move(spot - what.back * np.array([math.cos(math.radians(faces)), math.sin(math.radians(faces))]))
+        b.wait(begun - b.frames)
+        b.move(spot - what.back * np.array([math.cos(math.radians(faces)), math.sin(math.radians(faces))]), stride=what.back)
         if a.frames > b.frames + fps: b.wait(a.frames - b.frames)
         b.move(spot, faces)
 
