@@ -210,7 +210,7 @@ def inferred(joints:torch.Tensor, unseen:torch.Tensor, root:int, bias:float=BIAS
     held = joints[last, torch.arange(joints.shape[1])] + joints[:, [root]] - joints[last, root]
     return torch.where(unseen[..., None], torch.lerp(joints, held, bias), joints)
 
-# %% ../../nbs/20_data/06_sensor.ipynb #cf812111
+# %% ../../nbs/20_data/06_sensor.ipynb #d85c3514
 SWAP_RATES = ((60.0, .005), (130.0, .08), (181.0, .2))   # seen from less than so many degrees off the front: swaps of legs (and of arms) a second
 SWAP_SECONDS, LOST_SECONDS, GONE_SECONDS = .3, .2, .3    # mean lengths
 LOST_RATE, LOST_ENDS, LOST_HIDDEN = .002, 5.0, 10.0      # a second and joint; times this for hands and feet; times this where hidden
@@ -224,7 +224,7 @@ def runs(rate:torch.Tensor,  # (T, ...) starts a second
     "(T, ...) bool: True while a run lasts. Raising `rate` with an equally seeded generator only adds to them."
     u, v = torch.rand(2, *rate.shape, generator=generator)
     t = torch.arange(len(rate)).view(-1, *[1] * (rate.ndim - 1))
-    end = torch.where(u < rate / fps, t + 1 - seconds * fps * torch.log1p(-v), 0)
+    end = torch.where(u < rate / fps, t - seconds * fps * torch.log1p(-v), 0)
     return end.cummax(0).values > t
 
 def off_front(track:Tracked) -> torch.Tensor:
@@ -315,10 +315,11 @@ def sense(clip:Clip, camera:Camera,
     joints = torch.where(missing[..., None], torch.nan, x)
     return replace(track, joints=joints[keep], state=state[keep], times=track.times[keep], source=f"{track.source}; sensed at severity {severity:g}")
 
-# %% ../../nbs/20_data/06_sensor.ipynb #aa89a9d4
+# %% ../../nbs/20_data/06_sensor.ipynb #e3624f3b
 def filled(track:Tracked, max_seconds:float=0.5 # longer gaps stay lost; a gap at the start or end repeats its neighbour
           ) -> Tracked:
     "`track` with lost joints on straight lines between the frames around the gap, state 1."
+    if track.mask.all(): return track
     x, state, t = track.joints.numpy().copy(), track.state.numpy().copy(), track.times.numpy()
     for j in np.nonzero((state == 0).any(0))[0]:
         known = np.nonzero(state[:, j])[0]
@@ -338,7 +339,7 @@ def to_clip(track:Tracked, max_seconds:float=0.5) -> Clip:
         t, j = (~full.mask).nonzero()[0].tolist()
         raise SensorError(f"{track.skeleton.names[j]!r} is lost for longer than {max_seconds:g} s from {float(track.times[t]):.2f} s on; cut it out, or allow longer gaps with max_seconds")
     times = full.times.numpy()
-    even = np.arange(round(float(times[-1] - times[0]) * track.fps) + 1) / track.fps + times[0]
+    even = np.arange(round(float(times[-1] - times[0]) * track.fps) + 1) / track.fps + times[0]   # np.interp holds the ends
     flat = full.camera.to_world(full.joints).flatten(1).numpy()
     joints = np.stack([np.interp(even, times, column) for column in flat.T], -1).reshape(len(even), -1, 3)
     return Clip(torch.from_numpy(joints.astype(np.float32)), track.skeleton, track.fps, track.action, track.performer, source=track.source)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'FRAMES', 'DUPLICATE', 'SplitError', 'Protocol', 'by_performer', 'by_view', 'by_both', 'Item', 'take_of',
-           'make_set', 'signature', 'as_seen', 'distances', 'guard', 'manner', 'proportions', 'directions']
+           'make_set', 'signature', 'as_seen', 'usable', 'distances', 'guard', 'manner', 'proportions', 'directions']
 
 # %% ../../nbs/20_data/06b_splits.ipynb #f8a71fcf
 import zlib
@@ -100,7 +100,7 @@ def make_set(protocol:Protocol, part:str,     # one of `PARTS`
                     items.append(Item(clip, sense(clip, cameras[c], generator, severity, noise), k, who, c, take))
     return items
 
-# %% ../../nbs/20_data/06b_splits.ipynb #891b7538
+# %% ../../nbs/20_data/06b_splits.ipynb #e4a5c562
 FRAMES = 16   # moments of a signature
 
 def signature(clip:Clip, turn:bool=True # False keeps the heading
@@ -118,10 +118,15 @@ def signature(clip:Clip, turn:bool=True # False keeps the heading
 def as_seen(item:Item, turn:bool=True) -> torch.Tensor:
     "(16,J,3) metres: the signature of what the tracker reported; with `turn=False`, in the axes of the camera."
     track = filled(item.track, max_seconds=float("inf"))
-    if turn: return signature(to_clip(track))
+    if not track.mask.all(): raise SplitError(f"{item.track.action!r} by {item.performer}, camera {item.camera}: {track.skeleton.names[int((~track.mask).any(0).nonzero()[0])]!r} was never reported; leave such items out with `usable`")
+    if turn: return signature(to_clip(track, float("inf")))
     x = track.joints[torch.linspace(0, len(track) - 1, FRAMES).round().long()]
     points = anatomy(track.skeleton)
     return x - x[:, [points.index("left_hip"), points.index("right_hip")]].mean(1, keepdim=True)
+
+def usable(items:list[Item]) -> list[Item]:
+    "Those in which each joint was reported in at least one frame. Real data sets list the others as to be ignored."
+    return [i for i in items if i.track.mask.any(0).all()]
 
 def distances(a:torch.Tensor, # (N,16,J,3) metres
               b:torch.Tensor  # (M,16,J,3) metres
