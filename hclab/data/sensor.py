@@ -127,7 +127,7 @@ def bone_spread(joints:torch.Tensor, skeleton:Skeleton) -> torch.Tensor:
     for a, b in skeleton.edges: out[b] = (joints[:, b] - joints[:, a]).norm(dim=-1).std()
     return out
 
-# %% ../../nbs/20_data/06_sensor.ipynb #adf5e7ad
+# %% ../../nbs/20_data/06_sensor.ipynb #40d042a5
 JITTER = dict(pelvis=.25, spine=.20, thorax=.30, neck_root=.30, neck=.32, head=.64, collar=.32, shoulder=.58, elbow=.70, wrist=1.2, hip=.27, knee=.90, ankle=1.25, foot=3.4,
               hand=1.8, hand_tip=2.5, thumb=2.5)     # mm at 2.4 m
 WANDER = dict(pelvis=1.5, spine=8.0, thorax=2.5, neck_root=2.5, neck=2.5, head=5.0, collar=2.5, shoulder=5.0, elbow=11.0, wrist=11.0, hip=1.5, knee=24.0, ankle=20.0, foot=12.0,
@@ -155,6 +155,7 @@ def correlated(shape:tuple,      # (T, ...)
     x[1:] *= math.sqrt(1 - phi * phi)
     return torch.from_numpy(lfilter([1.0], [1.0, -phi], x, axis=0).astype(np.float32))
 
+# %% ../../nbs/20_data/06_sensor.ipynb #fdd2e2db
 def jitter(track:Tracked, severity:float, generator:torch.Generator) -> torch.Tensor:
     "(T,J,3) metres of fast noise: by joint as in `JITTER`, by distance as in `depth_law`."
     ratio = depth_law(track.joints[..., 2:].clamp(min=NEAR)) / depth_law(torch.tensor(REFERENCE))
@@ -210,7 +211,7 @@ def inferred(joints:torch.Tensor, unseen:torch.Tensor, root:int, bias:float=BIAS
     held = joints[last, torch.arange(joints.shape[1])] + joints[:, [root]] - joints[last, root]
     return torch.where(unseen[..., None], torch.lerp(joints, held, bias), joints)
 
-# %% ../../nbs/20_data/06_sensor.ipynb #d85c3514
+# %% ../../nbs/20_data/06_sensor.ipynb #0122032d
 SWAP_RATES = ((60.0, .005), (130.0, .08), (181.0, .2))   # seen from less than so many degrees off the front: swaps of legs (and of arms) a second
 SWAP_SECONDS, LOST_SECONDS, GONE_SECONDS = .3, .2, .3    # mean lengths
 LOST_RATE, LOST_ENDS, LOST_HIDDEN = .002, 5.0, 10.0      # a second and joint; times this for hands and feet; times this where hidden
@@ -235,6 +236,7 @@ def off_front(track:Tracked) -> torch.Tensor:
     ahead, eye = torch.stack([across[:, 1], -across[:, 0]], -1), track.camera.centre[:2].to(x) - x[:, track.skeleton.root, :2]
     return torch.rad2deg(torch.arccos(torch.nn.functional.cosine_similarity(ahead, eye).clamp(-1, 1)))
 
+# %% ../../nbs/20_data/06_sensor.ipynb #6a0db450
 def swapped(track:Tracked, severity:float, generator:torch.Generator) -> torch.Tensor:
     "(T,J) index of the joint that the tracker takes for each: its partner on the other side while legs or arms are swapped."
     angle = off_front(track)
