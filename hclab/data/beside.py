@@ -6,14 +6,13 @@
 __all__ = ['RATE', 'OPTICAL', 'KINECT', 'NEAR', 'SLOW', 'FEW', 'WORDS', 'SUMMARY', 'lowpass', 'joint_angles', 'ranges',
            'quickness', 'spectral_edge', 'contact', 'measure', 'summary', 'verdict', 'beside', 'people_summary']
 
-# %% ../../nbs/20_data/08_motion_beside_people.ipynb #20a9e313
+# %% ../../nbs/20_data/08_motion_beside_people.ipynb #c1a7a8ee
 import json, math
 from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import torch
 from scipy.signal import butter, sosfiltfilt
-from ..core.config import did_you_mean
 from ..core.skeleton import anatomy
 from .measures import gait, track
 from .motion import Clip, ClipError, resample
@@ -63,7 +62,7 @@ def ranges(clip:Clip) -> dict[str, float]:
     "Degrees between the 5th and the 95th percentile of each of `joint_angles`, the larger of both sides."
     return {f"{name} range": float(np.ptp(np.percentile(a, (5, 95), axis=1), axis=0).max()) for name, a in joint_angles(clip).items()}
 
-# %% ../../nbs/20_data/08_motion_beside_people.ipynb #3ad22946
+# %% ../../nbs/20_data/08_motion_beside_people.ipynb #1051fea3
 def _track_sides(clip:Clip, part:str) -> list[np.ndarray]:
     "Tracks (T,3) of `part` against the pelvis, left and right; of the part alone where it has no sides."
     root = track(clip, "pelvis")
@@ -74,7 +73,7 @@ def quickness(clip:Clip, jerk:bool=True) -> dict[str, float]:
     "95th percentile of speed (m/s) and of jerk (m/s3) of hands and feet against the pelvis (the quicker side) and of the pelvis in the room."
     out = {}
     for name, part in (("hand", "wrist"), ("foot", "ankle"), ("pelvis", "pelvis")):
-        high = lambda order: max(float(np.percentile(np.linalg.norm(np.diff(x, order, axis=0), axis=1), 95)) * clip.fps**order for x in _track_sides(clip, part))
+        high = lambda order, tracks=_track_sides(clip, part): max(float(np.percentile(np.linalg.norm(np.diff(x, order, axis=0), axis=1), 95)) * clip.fps**order for x in tracks)
         out[f"{name} speed"] = high(1)
         if jerk: out[f"{name} jerk"] = high(3)
     v = np.diff(track(clip, "pelvis")[:, 2].numpy()) * clip.fps

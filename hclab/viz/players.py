@@ -351,39 +351,31 @@ def strokes(joints:np.ndarray,     # (J,3) metres
         if side == "right": painted.append((line, "#FFFFFF", 0.27*width))
     return shadow + painted
 
-# %% ../../nbs/10_viz/06_players.ipynb #406539cf
+# %% ../../nbs/10_viz/06_players.ipynb #c0616b21
 CLOSER = 1.7                 # times as large as the other rows
 STAYS = 0.15                 # metres that hips and ankles may move in a row that is drawn closer
 
-def _lower(s:Scene) -> list[int]:
-    "Hips and ankles, by name; none where a layout does not name both."
-    found = [[j for j, n in enumerate(s.skeleton.names) if word in n.lower()] for word in ("hip", "ankle")]
-    return found[0] + found[1] if all(len(f) >= 2 for f in found) else []
-
-def _waist(s:Scene) -> float:
-    "Metres: height at which a closer figure begins."
-    return float(np.nanmedian(s.joints[:, [j for j in _lower(s) if "hip" in s.skeleton.names[j].lower()], 2])) - 0.10
+def _lower(s:Scene, word:str) -> list[int]:
+    "Joints whose name holds `word`, of one person."
+    return [j for j, n in enumerate(s.skeleton.names) if word in n.lower() and len(s.people) == 1]
 
 def _stays(clip) -> bool:
     "Whether hips and ankles stay where they are, and something else moves."
     s = scene(clip)
-    low = _lower(s)
-    if not low or len(s.people) > 1 or not np.isfinite(s.joints).all(): return False
-    moved = np.ptp(s.joints, axis=0).max(-1)
-    return bool(moved[low].max() < STAYS < moved.max())
+    low, moved = [_lower(s, word) for word in ("hip", "ankle")], np.ptp(s.joints, axis=0).max(-1)      # a lost joint is NaN, and never less than anything
+    return min(map(len, low)) > 1 and bool(moved[sum(low, [])].max() < STAYS < moved.max())
 
 def _closer(figure:list, times:float, waist:float) -> list:
     "Strokes from `waist` metres up, enlarged; what lies below is cut off."
     kept = []
     for line, colour, width in figure:
-        if line[:, 1].max() <= waist: continue
-        if line[:, 1].min() < waist:        # the part of the bone that is above
-            low, high = sorted(line, key=lambda p: p[1])
-            line = np.stack([low + (high - low)*(waist - low[1])/(high[1] - low[1]), high])
+        low, high = sorted(line, key=lambda p: p[1])
+        if high[1] <= waist: continue
+        if low[1] < waist: line = np.stack([low + (high - low)*(waist - low[1])/(high[1] - low[1]), high])
         kept.append(((line - np.array([0, waist]))*times, colour, width*times))
     return kept
 
-# %% ../../nbs/10_viz/06_players.ipynb #7be2b6f2
+# %% ../../nbs/10_viz/06_players.ipynb #a5f69785
 BETWEEN = 0.10     # metres of white between two figures
 
 def _strip(clip, keys:int, room:float, closer:float=1.0):
@@ -392,7 +384,7 @@ def _strip(clip, keys:int, room:float, closer:float=1.0):
     axes, floor, path = view_axes(facing(s) - SIDEWAYS), float(np.nanmin(s.joints[..., 2])), np.pad(floor_path(s), ((0, 0), (0, 1)))
     for count in range(keys, 0, -1):
         figures = [strokes(s.joints[t] - path[t] - np.array([0, 0, floor]), s.skeleton, axes) for t in key_frames(s.joints, count)[:count]]
-        if closer > 1: figures = [_closer(f, closer, _waist(s) - floor) for f in figures]
+        if closer > 1: figures = [_closer(f, closer, np.median(s.joints[:, _lower(s, "hip"), 2]) - floor - 0.1) for f in figures]
         spans = [(min(line[:, 0].min() - w/2 for line, _, w in f), max(line[:, 0].max() + w/2 for line, _, w in f)) for f in figures if f]
         taken = sum(b - a for a, b in spans) + BETWEEN*len(spans)
         if taken <= room: break
@@ -439,7 +431,7 @@ def _rows(clips) -> list[list]:
         rows[-1].append(clip) if same else rows.append([clip])
     return rows
 
-# %% ../../nbs/10_viz/06_players.ipynb #55450493
+# %% ../../nbs/10_viz/06_players.ipynb #a0f73a07
 def motion_sheet(clips,                   # clips (see `scene`), those of one action next to one another
                  keys:int=6,              # moments of a clip, where there is room
                  size:float=1.05,         # height of a row in inches
@@ -453,8 +445,7 @@ def motion_sheet(clips,                   # clips (see `scene`), those of one ac
     if keys < 1 or not size > 0: raise PlayerError(f"keys={keys}, size={size}; a strip has at least one moment and some height")
     rows, room = _rows(clips), width or 0.8*keys
     columns = max(map(len, rows))
-    near = [CLOSER if close and all(map(_stays, row)) else 1.0 for row in rows]
-    if min(near) > 1: near = [1.0]*len(rows)                # nothing to be closer than
+    near = [CLOSER if close and len(rows) > 1 and all(map(_stays, row)) else 1.0 for row in rows]
     strips = [[_strip(clip, keys, room, times) for clip in row] for row, times in zip(rows, near, strict=True)]
     tall = max(h for row in strips for _, h in row) + ABOVE + BELOW
     points = 72*size/tall
