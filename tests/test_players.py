@@ -116,3 +116,25 @@ def test_page_has_no_way_out_of_its_data(tmp_path):
     bad = clip(action="</script><script>alert(1)</script>")
     text = save_player(bad, tmp_path/"a.html", title="<b>x").read_text()
     assert "<script>alert" not in text and "<b>x" not in text
+
+
+def test_rows_of_hands_are_drawn_closer_and_say_so():
+    import matplotlib.pyplot as plt
+
+    from hclab.data.grammar import generate
+    from hclab.viz.players import CLOSER, motion_sheet
+    clips = [generate(action, 1, 3, 20, layout="FIGURE") for action in ("drink", "squat")]
+    words = lambda fig: [t.get_text() for t in fig.axes[0].texts]
+    tall = lambda fig: [max(seg[:, 1].max() for seg in a.get_segments()) - min(seg[:, 1].min() for seg in a.get_segments()) for a in fig.axes[0].collections if a.get_gid() == "people"]
+    closer, plain = motion_sheet(clips), motion_sheet(clips, close=False)
+    assert f"hips up, {CLOSER:g}x" in words(closer) and not any("hips up" in w for w in words(plain))
+    assert tall(closer)[1] == pytest.approx(tall(plain)[1]), "whoever squats keeps the scale"
+    assert .6 * CLOSER * .5 < tall(closer)[0] / tall(plain)[0] < CLOSER
+    plt.close("all")
+
+
+def test_titles_of_animations_fit_their_figures():
+    from hclab.viz.players import _fitting
+    for room in (80, 120, 400):
+        text, size = _fitting("sit_down + stand_up, performer 12", room)
+        assert "_" not in text and 5 <= size <= 9 and (size == 5 or .6 * size * max(map(len, text.split("\n"))) <= room + 1)

@@ -20,7 +20,7 @@ from .motion import Clip, ClipError
 from .performers import Performer, segment_lengths
 from .whole_body import WHOLE_BODY
 
-# %% ../../nbs/20_data/04_grammar.ipynb #dacb2180
+# %% ../../nbs/20_data/04_grammar.ipynb #25b31f2e
 POSTURES = ("stand", "turned", "stride", "sit", "lie")
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Action:
         return mirrored(pose) if performer.left_handed else pose
 
 _SECONDS = dict(idle=3.0, wave=3.6, point=2.7, drink=3.4, phone=4.2, check_watch=2.6, clap=3.8, stretch=5.0, reach=3.2, push=3.6, throw=2.5, punch=3.4, walk=3.5, run=2.5,
-                march=3.6, jump=2.5, jumping_jack=3.6, squat=2.7, lunge=3.2, kick=2.1, balance=4.2, turn_around=2.2, bow=2.9, pick_up=3.3, lift=5.2, sit_down=2.2, stand_up=2.3, fall=2.6,
+                march=3.6, jump=2.5, jumping_jack=3.6, squat=2.7, lunge=3.2, kick=2.1, balance=4.2, turn_around=2.2, bow=2.9, pick_up=3.3, lift=5.2, sit_down=2.7, stand_up=2.9, fall=2.6,
                 get_up=4.0)
 _POSTURES = dict(walk=("stride", "stride"), run=("stride", "stride"), turn_around=("stand", "turned"), sit_down=("stand", "sit"), stand_up=("sit", "stand"), fall=("stand", "lie"), get_up=("lie", "stand"))
 ACTIONS = {name: Action(name, draw, _SECONDS[name], *_POSTURES.get(name, ("stand", "stand"))) for name, draw in (WHOLE_BODY | GESTURES).items()}

@@ -30,13 +30,13 @@ def _foot(pose:Pose, foot:int, x:float=0.0, y:float=0.0, yaw:float=0.0) -> tuple
     a, b, c = pose.feet[0, foot, [0, 1, 3]]
     return float(a + x), float(b + s * y), float(c + s * yaw)
 
-# %% ../../nbs/20_data/03e_whole_body.ipynb #0bbb5e0b
+# %% ../../nbs/20_data/03e_whole_body.ipynb #7fc9f9a0
 def squat(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "Repeated squats with the arms stretched forward."
     pose, b = standing(p, t, rng, width=1.45), beats(p, t, rng, 2.7)
     pose.feet[..., 3] += [[12, -12]]
-    down = keys(b.u, [0, .44, .52, 1], [0, 1, .98, 0]) * np.clip(b.extent, .8, 1.12)
-    deepest = 104.0
+    down = keys(b.u, [0, .44, .52, 1], [0, 1, .98, 0]) * np.clip(b.extent, .85, 1.08)
+    deepest = 120.0
     pose.pelvis_turn[:, 2] += 26 * down; pose.trunk_turn[:, 2] += 11 * down; pose.head_turn[:, 2] -= 26 * down
     pose.knees_out += (9 * down)[:, None]
     for side in (LEFT, RIGHT): raise_arm(pose, side, [118, 4, -5, 12], np.minimum(down, 1))
@@ -89,7 +89,7 @@ def lift(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     pose.knees_out += (10 * down)[:, None]
     return ground(pose, p, bend=p.give + 88 * down + 4 * held, balance=1.0 - .25 * load)
 
-# %% ../../nbs/20_data/03e_whole_body.ipynb #f4e0f91a
+# %% ../../nbs/20_data/03e_whole_body.ipynb #f07dfe82
 def lunge(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "A long step ahead, the rear knee sinks towards the floor, and a push back; right and left by turns."
     pose, b = standing(p, t, rng), beats(p, t, rng, 3.2)
@@ -107,7 +107,8 @@ def lunge(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     for side in (LEFT, RIGHT): raise_arm(pose, side, [6, 26, -52, 88], np.maximum(down, .6 * out))     # hands towards the hips
     bend = np.stack([np.where(front == side, p.give + 76 * down * np.clip(p.amplitude, .85, 1.03) + 12 * out, 3) for side in (LEFT, RIGHT)], -1)
     lean = np.where(front == LEFT, 1, 0)
-    weight = carry * (1 - .5 * down[:, None]) + .5 * down[:, None] * np.stack([.35 + .3 * lean, .65 - .3 * lean], -1)
+    # the pelvis goes with the foot: over the standing foot it would have to drop as the other lands
+    weight = carry * (1 - out[:, None]) + out[:, None] * np.stack([.42 + .16 * lean, .58 - .16 * lean], -1)
     return ground(pose, p, bend=bend, balance=1.0, carry=weight)
 
 # %% ../../nbs/20_data/03e_whole_body.ipynb #e1f67c52
@@ -143,7 +144,7 @@ def balance(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     pose.pelvis_turn[:, 1] += 2.5 * sway[:, 2]; pose.trunk_turn[:, 1] += 4 * sway[:, 0] - 3 * w; pose.trunk_turn[:, 2] += 3 * sway[:, 3]
     return ground(pose, p, bend=np.stack([p.give + 4 * w, 3 + 0 * t], -1), carry=np.stack([.5 + .5 * w, .5 - .5 * w], -1))
 
-# %% ../../nbs/20_data/03e_whole_body.ipynb #80043f61
+# %% ../../nbs/20_data/03e_whole_body.ipynb #5201639b
 def _hang(height):
     "Seconds in the air of a jump of `height` metres."
     return 2 * np.sqrt(2 * np.asarray(height) / GRAVITY)
@@ -152,7 +153,7 @@ def jump(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "Crouches with the arms drawn back, leaps up with the arms, lands on the balls of the feet and absorbs."
     b, f = beats(p, t, rng, 2.3 * p.tempo), segment_lengths(p)     # the flight does not follow the tempo
     pose = ground(standing(p, t, rng), p)
-    h, leg = (.20 * b.extent**1.5), f["thigh"] + f["shank"]
+    h, leg = (.25 * b.extent**1.5), f["thigh"] + f["shank"]
     air = _hang(h); fast = GRAVITY * air / 2; s = b.u * b.long[b.n]
     slow = .62 / p.tempo
     go, land = slow + .26, slow + .26 + air
@@ -167,8 +168,9 @@ def jump(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     pose.pelvis_turn[:, 2] += 24 * crouch; pose.trunk_turn[:, 2] += 14 * crouch; pose.head_turn[:, 2] -= 16 * crouch
     pose.pelvis[:, 0] -= .32 * deep * crouch
     pose.pelvis[:, 2] += height
-    arms = _pieces(s, _rows(0, slow - .10, go + .10, land + .05, land + .8), np.array([0, -42, 112, 55, 0]) * np.clip(b.extent, .7, 1.15)[:, None])
-    pose.arms[..., 0] += arms[:, None]; pose.arms[..., 1] += 12 * np.abs(arms / 128)[:, None]
+    arms = _pieces(s, _rows(0, slow - .10, go + .10, land + .05, land + .8), np.array([0, -26, 62, 32, 0]) * np.clip(b.extent, .7, 1.15)[:, None])
+    pose.arms[..., 0] += arms[:, None]; pose.arms[..., 1] += 12 * np.abs(arms / 70)[:, None]
+    pose.arms[..., 3] += (56 * np.abs(arms / 70) * np.clip(b.extent, .7, 1.15))[:, None]
     return pose
 
 # %% ../../nbs/20_data/03e_whole_body.ipynb #777aa43d
@@ -248,7 +250,7 @@ def turn_around(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     pose.pelvis_turn[:, 0] += body; pose.trunk_turn[:, 0] += .35 * (head - body); pose.head_turn[:, 0] += .65 * (head - body)
     return ground(pose, p, balance=.55, carry=carry, bend=p.give + 6)
 
-# %% ../../nbs/20_data/03e_whole_body.ipynb #63a01e65
+# %% ../../nbs/20_data/03e_whole_body.ipynb #2db4ba78
 def _sitting(p:Performer, t:np.ndarray, rng:np.random.Generator, w, lean) -> Pose:
     "Between standing (w = 0) and sitting (w = 1), (T,) both; `lean` (T,) 0 .. 1 is the trunk thrown forward on the way."
     f = segment_lengths(p)
@@ -271,13 +273,13 @@ def _sitting(p:Performer, t:np.ndarray, rng:np.random.Generator, w, lean) -> Pos
 
 def sit_down(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "Leans forward, lets the hips go back and down to a chair (not drawn), and stays seated with the hands on the thighs. Ends sitting."
-    long = min(1.9 / p.tempo, max(t[-1] - .3, .5))
+    long = min(2.3 / p.tempo, max(t[-1] - .3, .5))
     u = (t - rng.uniform(.1, .2)) / long
     return _sitting(p, t, rng, keys(u, [.08, .84], [0, 1]), keys(u, [0, .42, .66, 1], [0, 1, .8, 0]))
 
 def stand_up(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "Sits, throws the trunk forward, rises over the feet and straightens. Starts sitting."
-    long = min(1.8 / p.tempo, max(t[-1] - .3, .5))
+    long = min(2.3 / p.tempo, max(t[-1] - .3, .5))
     u = (t - min(rng.uniform(.3, .6), .12 * t[-1])) / long
     return _sitting(p, t, rng, 1 - keys(u, [.22, .92], [0, 1]), keys(u, [0, .32, .44, .92], [0, 1, 1, 0]))
 

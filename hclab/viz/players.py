@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TRAILED', 'HIPS', 'SIDEWAYS', 'SPEED_SCALE', 'TAIL', 'TAIL_POINTS', 'CURVES', 'FAR', 'MANY', 'RUNWAY',
-           'TRAIL_NUMBERS', 'TIME_COUNTS', 'BONE', 'HEAD', 'EDGE', 'SHORT', 'FACE', 'BETWEEN', 'BELOW', 'ABOVE', 'LONG',
-           'NAME', 'GIF_RATES', 'MAX_GIF', 'PAGE_SCRIPT', 'PAGE', 'PlayerError', 'Scene', 'scene', 'describe',
-           'joint_speed', 'default_trails', 'facing', 'floor_path', 'Stage', 'moving_floor', 'tail_frames', 'stage',
-           'motion_player', 'key_frames', 'view_axes', 'strokes', 'motion_sheet', 'gif_rate', 'animation_frames',
-           'save_gif', 'save_player']
+           'TRAIL_NUMBERS', 'TIME_COUNTS', 'BONE', 'HEAD', 'EDGE', 'SHORT', 'FACE', 'CLOSER', 'STAYS', 'BETWEEN',
+           'BELOW', 'ABOVE', 'LONG', 'NAME', 'GIF_RATES', 'MAX_GIF', 'PAGE_SCRIPT', 'PAGE', 'PlayerError', 'Scene',
+           'scene', 'describe', 'joint_speed', 'default_trails', 'facing', 'floor_path', 'Stage', 'moving_floor',
+           'tail_frames', 'stage', 'motion_player', 'key_frames', 'view_axes', 'strokes', 'motion_sheet', 'gif_rate',
+           'animation_frames', 'save_gif', 'save_player']
 
 # %% ../../nbs/10_viz/06_players.ipynb #f89c00a4
 import base64, json, math
@@ -351,15 +351,40 @@ def strokes(joints:np.ndarray,     # (J,3) metres
         if side == "right": painted.append((line, "#FFFFFF", 0.27*width))
     return shadow + painted
 
-# %% ../../nbs/10_viz/06_players.ipynb #52ef9ed1
+# %% ../../nbs/10_viz/06_players.ipynb #c0616b21
+CLOSER = 1.7                 # times as large as the other rows
+STAYS = 0.15                 # metres that hips and ankles may move in a row that is drawn closer
+
+def _lower(s:Scene, word:str) -> list[int]:
+    "Joints whose name holds `word`, of one person."
+    return [j for j, n in enumerate(s.skeleton.names) if word in n.lower() and len(s.people) == 1]
+
+def _stays(clip) -> bool:
+    "Whether hips and ankles stay where they are, and something else moves."
+    s = scene(clip)
+    low, moved = [_lower(s, word) for word in ("hip", "ankle")], np.ptp(s.joints, axis=0).max(-1)      # a lost joint is NaN, and never less than anything
+    return min(map(len, low)) > 1 and bool(moved[sum(low, [])].max() < STAYS < moved.max())
+
+def _closer(figure:list, times:float, waist:float) -> list:
+    "Strokes from `waist` metres up, enlarged; what lies below is cut off."
+    kept = []
+    for line, colour, width in figure:
+        low, high = sorted(line, key=lambda p: p[1])
+        if high[1] <= waist: continue
+        if low[1] < waist: line = np.stack([low + (high - low)*(waist - low[1])/(high[1] - low[1]), high])
+        kept.append(((line - np.array([0, waist]))*times, colour, width*times))
+    return kept
+
+# %% ../../nbs/10_viz/06_players.ipynb #a5f69785
 BETWEEN = 0.10     # metres of white between two figures
 
-def _strip(clip, keys:int, room:float):
-    "Strokes of one clip's moments, moved to their places on a strip `room` metres wide, and their height."
+def _strip(clip, keys:int, room:float, closer:float=1.0):
+    "Strokes of one clip's moments, moved to their places on a strip `room` metres wide, and their height; `closer` times as large, from the hips up."
     s = scene(clip)
     axes, floor, path = view_axes(facing(s) - SIDEWAYS), float(np.nanmin(s.joints[..., 2])), np.pad(floor_path(s), ((0, 0), (0, 1)))
     for count in range(keys, 0, -1):
         figures = [strokes(s.joints[t] - path[t] - np.array([0, 0, floor]), s.skeleton, axes) for t in key_frames(s.joints, count)[:count]]
+        if closer > 1: figures = [_closer(f, closer, np.median(s.joints[:, _lower(s, "hip"), 2]) - floor - 0.1) for f in figures]
         spans = [(min(line[:, 0].min() - w/2 for line, _, w in f), max(line[:, 0].max() + w/2 for line, _, w in f)) for f in figures if f]
         taken = sum(b - a for a, b in spans) + BETWEEN*len(spans)
         if taken <= room: break
@@ -406,20 +431,22 @@ def _rows(clips) -> list[list]:
         rows[-1].append(clip) if same else rows.append([clip])
     return rows
 
-# %% ../../nbs/10_viz/06_players.ipynb #39b0eac0
+# %% ../../nbs/10_viz/06_players.ipynb #a0f73a07
 def motion_sheet(clips,                   # clips (see `scene`), those of one action next to one another
                  keys:int=6,              # moments of a clip, where there is room
                  size:float=1.05,         # height of a row in inches
                  width:float|None=None,   # metres of a strip; None: as the moments need
                  title:str|None=None,
+                 close:bool=True,         # draw rows in which only arms and head move from the hips up, `CLOSER` times as large
                 ):
-    "A matplotlib Figure: a row an action, a strip a clip, to one scale. Raises `PlayerError` or `SkeletonError`."
+    "A matplotlib Figure: a row an action, a strip a clip, to one scale but for rows that are drawn closer. Raises `PlayerError` or `SkeletonError`."
     clips = list(clips)
     if not clips: raise PlayerError("no clips; give a list, those of one action next to one another")
     if keys < 1 or not size > 0: raise PlayerError(f"keys={keys}, size={size}; a strip has at least one moment and some height")
     rows, room = _rows(clips), width or 0.8*keys
     columns = max(map(len, rows))
-    strips = [[_strip(clip, keys, room) for clip in row] for row in rows]
+    near = [CLOSER if close and len(rows) > 1 and all(map(_stays, row)) else 1.0 for row in rows]
+    strips = [[_strip(clip, keys, room, times) for clip in row] for row, times in zip(rows, near, strict=True)]
     tall = max(h for row in strips for _, h in row) + ABOVE + BELOW
     points = 72*size/tall
     blocks = 1 if len(rows) <= LONG else 2
@@ -434,6 +461,7 @@ def motion_sheet(clips,                   # clips (see `scene`), those of one ac
     ax.set_axis_off()
     for r, (row, drawn) in enumerate(zip(rows, strips, strict=True)):
         _sheet_row(ax, row, drawn, (r//per*(block + 0.4), -head - (r%per + 1)*tall + BELOW), label, room, points)
+        if near[r] > 1: ax.text(r//per*(block + 0.4) + 0.08, -head - (r%per + 1)*tall + BELOW - 0.02, f"hips up, {near[r]:g}x", fontsize=7.5, color=NEUTRAL, va="top")
     for b in range(blocks if columns > 1 else 0): _sheet_head(ax, rows, b*(block + 0.4) + label, room, -0.62*head)
     if title: fig.text(0.012, share + (1 - share)/2, title, fontsize=14, fontweight="bold", va="center")
     return fig
@@ -486,7 +514,20 @@ def _floor_grid(joints, axes):
     ends = [((x, ys[0], 0), (x, ys[-1], 0)) for x in xs] + [((xs[0], y, 0), (xs[-1], y, 0)) for y in ys]
     return [((np.array(e) @ axes.T)[:, :2], mix(PALE, share=0.35), 0.008) for e in ends]
 
-# %% ../../nbs/10_viz/06_players.ipynb #d246cd87
+# %% ../../nbs/10_viz/06_players.ipynb #a1fa8640
+def _fitting(title:str, room:float) -> tuple[str, dict]:
+    "A title and its letters' size (points), such that it fits into `room` points: on two lines where one would be too small to read."
+    text = title.replace("_", " ")
+    if 0.6*9*len(text) > room and ", " in text: text = text.replace(", ", "\n", 1)
+    longest = max(map(len, text.split("\n")))
+    return text, float(np.clip(room/(0.6*max(longest, 1)), 5.0, 9.0))
+
+def _title(ax, place, title:str, room:float):
+    "A title over a figure."
+    text, size = _fitting(title, room)
+    ax.text(*place, text, fontsize=size, color=INK, ha="center", va="top", linespacing=1.05)
+
+# %% ../../nbs/10_viz/06_players.ipynb #3815f549
 def animation_frames(clips,                # a clip, a `Scene`, or a list of them to stand beside one another
                      fps:float=25,         # pictures a second
                      height:int=280,       # pixels
@@ -509,7 +550,7 @@ def animation_frames(clips,                # a clip, a `Scene`, or a list of the
     lefts = [start - b[2][0, 0] for start, b in zip(starts, boxes, strict=True)]
     for s, (joints, axes, _), start, left, width in zip(scenes, boxes, starts, lefts, widths, strict=True):
         _paint(ax, _floor_grid(joints, axes), points, (left, 0)).set_clip_path(plt.Rectangle((start, low), width, high - low, transform=ax.transData))
-        if titles: ax.text(start + width/2, high - 0.05, s.title, fontsize=9, color=INK, ha="center", va="top")
+        if titles: _title(ax, (start + width/2, high - 0.05), s.title, width*points)
     try:
         for n in range(max(1, round(max(len(s)/s.fps for s in scenes)*fps))):
             art = [_paint(ax, strokes(joints[min(round(n/fps*s.fps), len(s) - 1)], s.skeleton, axes), points, (left, 0)) for s, (joints, axes, _), left in zip(scenes, boxes, lefts, strict=True)]

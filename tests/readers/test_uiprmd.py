@@ -179,3 +179,18 @@ def test_people_stand_upright_with_left_on_the_left():
     at = UIPRMD22.index
     right_way = (first[:, at("left_upper_leg"), 0] > first[:, at("right_upper_leg"), 0]) & (first[:, at("head_tip"), 2] > first[:, 0, 2])
     assert int((~right_way).sum()) <= 1, "the sensor lost the legs in one first frame, m01_s06_e06_inc"
+
+
+def test_the_order_of_the_angles_is_the_callers():
+    "A turn about one axis is the same in any order; a turn about all three is not. The hand's formula is R = Rz Rx Ry for ZXY."
+    rng = np.random.default_rng(0)
+    positions, angles = rng.normal(0, 20, (3, 22, 3)), np.zeros((3, 22, 3))
+    angles[..., 1] = 40
+    assert torch.allclose(decode(positions, angles, "ZXY")[0], decode(positions, angles)[0], atol=1e-5)
+    angles = rng.uniform(-90, 90, (3, 22, 3))
+    x, y, z = np.radians(angles[0, 0])
+    Rx, Ry, Rz = (np.array(m) for m in ([[1, 0, 0], [0, np.cos(x), -np.sin(x)], [0, np.sin(x), np.cos(x)]], [[np.cos(y), 0, np.sin(y)], [0, 1, 0], [-np.sin(y), 0, np.cos(y)]],
+                                        [[np.cos(z), -np.sin(z), 0], [np.sin(z), np.cos(z), 0], [0, 0, 1]]))
+    for order, R in (("ZXY", Rz @ Rx @ Ry), ("ZYX", Rz @ Ry @ Rx)):
+        spine = (positions[0, 0] + R @ positions[0, 1]) / 100
+        assert np.allclose(decode(positions, angles, order)[0][0, 1], (spine[0], -spine[2], spine[1]), atol=1e-5), order

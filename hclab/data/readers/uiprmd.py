@@ -82,14 +82,15 @@ def _is_number(word:str) -> bool:
     try: float(word); return True
     except ValueError: return False
 
-# %% ../../../nbs/20_data/readers/13_uiprmd.ipynb #35b4bf0e
+# %% ../../../nbs/20_data/readers/13_uiprmd.ipynb #a979b3f7
 def decode(positions:np.ndarray, # (T,22,3) centimetres: the waist in the room, the others in their parents' frames
-           angles:np.ndarray     # (T,22,3) degrees, about x, y, z
+           angles:np.ndarray,    # (T,22,3) degrees, about x, y, z
+           order:str="ZYX"       # of the three turns; "ZXY" is what keeps feet on the floor, see below
           ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     "Joints (T,22,3), local rotations (T,22,4) and bones (T,22,3), float32, metres, world's axes. Vakanski et al. 2018."
     turn = torch.tensor(Y_UP, dtype=torch.float64)
     places = torch.from_numpy(positions.astype(np.float64)) / 100 @ turn.T
-    R = euler_to_matrix(torch.from_numpy(angles.astype(np.float64)).flip(-1), "ZYX", degrees=True)
+    R = euler_to_matrix(torch.from_numpy(angles.astype(np.float64))[..., ["XYZ".index(letter) for letter in order]], order, degrees=True)
     local = matrix_to_quaternion(turn @ R @ turn.T)
     joints, world = places.clone(), local.clone()
     for level in depths(UIPRMD22)[1:]:
@@ -99,10 +100,11 @@ def decode(positions:np.ndarray, # (T,22,3) centimetres: the waist in the room, 
     bones = places.clone(); bones[:, UIPRMD22.root] = 0
     return joints.float(), local.float(), bones.float()
 
-# %% ../../../nbs/20_data/readers/13_uiprmd.ipynb #069b7827
+# %% ../../../nbs/20_data/readers/13_uiprmd.ipynb #be784b4c
 def read_uiprmd(positions,       # ..._positions[_inc].txt, gzipped or not
                 angles=None,     # its file of angles; None: beside it, by name
-                labels=None      # (movement, subject, episode, incorrect); None: from the name
+                labels=None,     # (movement, subject, episode, incorrect); None: from the name
+                order:str="ZYX"  # of the angles: as the archive was decoded; see `decode`
                ) -> Repetition:
     """One repetition from its two text files: world frame, z up, metres, 30 Hz, on UIPRMD22.
 
@@ -114,7 +116,7 @@ def read_uiprmd(positions,       # ..._positions[_inc].txt, gzipped or not
     if other == path: raise UIPRMDError(f"{path}: this file holds no positions by its name; give the file of positions first, then that of angles")
     places, degrees = _numbers(path, 1e5), _numbers(other, 1e5)
     if len(places) != len(degrees): raise UIPRMDError(f"{other}: {len(degrees)} frames of angles for {len(places)} frames of positions in {path.name}; one of the files is truncated")
-    joints, turns, bones = decode(places, degrees)
+    joints, turns, bones = decode(places, degrees, order)
     clip = Clip(joints, UIPRMD22, FPS, MOVEMENTS[movement - 1], f"s{subject:02d}", source=f"{path.name} (centimetres; y up)")
     return Repetition(clip, movement, subject, episode, incorrect, turns, bones)
 
