@@ -134,7 +134,7 @@ def _root(source:TextSource, asf:Acclaim, words:list[str]) -> None:
     elif key == "orientation": asf.orientation = _vector(source, rest, "orientation of the root")
     else: source.fail(f"unknown word {key[:20]!r} in :root; known: order, axis, position, orientation")
 
-# %% ../../../nbs/20_data/readers/11_asfamc.ipynb #5b418a7a
+# %% ../../../nbs/20_data/readers/11_asfamc.ipynb #b6381f77
 def _bonedata(source:TextSource, asf:Acclaim, words:list[str]) -> None:
     "One bone of :bonedata; `words` opens it."
     if words[0].lower() != "begin": source.fail(f"expected 'begin' of a bone, got {words[0][:40]!r}")
@@ -147,7 +147,7 @@ def read_asf(path # a .asf file
             ) -> Acclaim:
     "The skeleton of an ASF file. Raises `AcclaimError` with file and line."
     asf = Acclaim({"root": Bone("root", 1, axis=(0.0, 0.0, 0.0, "XYZ"))}, (), (0.0,) * 3, (0.0,) * 3, None, True, Path(path).stem)
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
         source, section = TextSource(file, path, AcclaimError, "ASF"), ""
         while section != ":hierarchy":
             words = source.line(":hierarchy" if source.number else ":version and the other sections of an ASF file")
@@ -315,7 +315,7 @@ def to_cmu31(clip:Clip) -> Clip:
     if missing: raise AcclaimError(f"{clip.skeleton.name} has no {', '.join(missing[:5])}: it isn't CMU's skeleton, so keep its own layout")
     return Clip(clip.joints[:, [clip.skeleton.index(n) for n in CMU31.names]], CMU31, clip.fps, clip.action, clip.performer, clip.frame, clip.source)
 
-# %% ../../../nbs/20_data/readers/11_asfamc.ipynb #636fc310
+# %% ../../../nbs/20_data/readers/11_asfamc.ipynb #d9bd2e9d
 def read_asfamc(asf,                           # a .asf file, or what `read_asf` made of one
                 amc,                           # a .amc file of the same person
                 fps:float|None=None,           # frames per second; None: what the file says, else 120
@@ -329,7 +329,7 @@ def read_asfamc(asf,                           # a .asf file, or what `read_asf`
     if unit_metres is not None and not (np.isfinite(unit_metres) and unit_metres > 0): raise AcclaimError(f"unit_metres must be positive metres, got {unit_metres!r}")
     asf = asf if isinstance(asf, Acclaim) else read_asf(asf)
     path, scale = Path(amc), unit_metres or .0254 / asf.unit
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
         source = TextSource(file, path, AcclaimError, "AMC")
         degrees, stated = _header(source, asf)
         plan, numbers = _read_numbers(source, asf)

@@ -171,7 +171,7 @@ def _checked(points:torch.Tensor, where:str) -> torch.Tensor:
     if not 300 <= size <= 3000: raise MPIError(f"{where}: a person of size {size:.4g}; millimetres are expected" + (" (these look like metres)" if .3 <= size <= 3 else ""))
     return points.mul_(.001)
 
-# %% ../../../nbs/20_data/readers/17_mpi3dhp.ipynb #90d86304
+# %% ../../../nbs/20_data/readers/17_mpi3dhp.ipynb #86300a66
 _Z_UP = torch.tensor([[1., 0, 0], [0, 0, -1], [0, 1, 0]], dtype=torch.float64)    # (x, y, z) with y up -> (x, -z, y)
 _BLOCK = dict(name=1, sensor=2, size=2, animated=1, intrinsic=16, extrinsic=16, radial=None)   # keyword -> how many values
 
@@ -179,7 +179,7 @@ def read_calibration(path # camera.calibration
                     ) -> dict[int, Camera]:
     "camera -> `Camera` in metres, world z up. Raises `MPIError` with file and line."
     path, cameras = Path(path), {}
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
         lines = Lines(file, path, MPIError)
         first = " ".join(lines.line("'Skeletool Camera Calibration File V1.0'"))
         if not first.startswith("Skeletool Camera Calibration File"): lines.fail(f"expected 'Skeletool Camera Calibration File V1.0', got {first[:40]!r}")

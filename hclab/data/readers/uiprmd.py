@@ -49,13 +49,13 @@ def parse_name(path) -> tuple[int, int, int, bool]:
     if not 1 <= movement <= len(MOVEMENTS): raise UIPRMDError(f"{path}: movement {movement} is none of 1 to {len(MOVEMENTS)}")
     return movement, subject, episode, bool(found[5])
 
-# %% ../../../nbs/20_data/readers/13_uiprmd.ipynb #fd27014e
+# %% ../../../nbs/20_data/readers/13_uiprmd.ipynb #5be2af9b
 def _lines(path):
     "Lines of a text file, compressed or not; damage becomes `UIPRMDError` with the line."
     number = 0
     try:
         with open(path, "rb") as raw: opener = gzip.open if raw.read(2) == b"\x1f\x8b" else open
-        with opener(path, "rt", encoding="utf-8", errors="replace") as file:
+        with opener(path, "rt", encoding="utf-8-sig", errors="replace") as file:
             while line := file.readline(1 << 14):
                 number += 1
                 yield number, line
