@@ -215,7 +215,7 @@ def main_bodies(recording:Recording,
     good = [t for t in recording.tracks if len(t.frames) >= MIN_FRAMES and (objects or not is_object(t))]
     return sorted(good or recording.tracks, key=motion_of, reverse=True)[:people]
 
-# %% ../../../nbs/20_data/readers/14_ntu.ipynb #4d1a4218
+# %% ../../../nbs/20_data/readers/14_ntu.ipynb #f14ee7b8
 def to_sample(recording:Recording, people:int=2, objects:bool=False) -> dict:
     "`sequence` (M,T,25,3) in the camera frame with `body_mask`, M bodies by `main_bodies`; action, identity and camera_id (from 0) where the file name has them."
     tracks = main_bodies(recording, people, objects)
@@ -235,7 +235,8 @@ def _filled(track:Track, max_gap:int, where:str) -> tuple[torch.Tensor, int]:
     out = torch.zeros(n, 25, 3); out[track.frames - first] = track.joints
     for j in range(25):
         at = known[:, j].nonzero().flatten().numpy()
-        gap = n if len(at) == 0 else int(max(np.diff(at, prepend=-1, append=n).max() - 1, 0))
+        if len(at) == 0: raise NTUError(f"{where}: {NTU25.names[j]} of body {track.body_id} is lost in all {n} frames; there is nothing to fill it from: take another body")
+        gap = int(max(np.diff(at, prepend=-1, append=n).max() - 1, 0))
         if gap > max_gap: raise NTUError(f"{where}: {NTU25.names[j]} of body {track.body_id} is lost for {gap} frames on end; {max_gap} are filled (max_gap): cut the recording or take another body")
         if len(at) < n:
             for axis in range(3): out[:, j, axis] = torch.from_numpy(np.interp(np.arange(n), at, out[at, j, axis].numpy()).astype(np.float32))
