@@ -11,14 +11,20 @@ from drawing import drawn, kinect
 from hclab.core.geometry import Camera
 from hclab.core.skeleton import SMPL22, skeleton
 from hclab.data.grammar import generate
-from hclab.data.motion import Clip, ClipError
+from hclab.data.motion import Clip, ClipError, join
 from hclab.data.readers import amass, asfamc, bvh, deepmimic, h36m, mpi3dhp, ntu, pkummd, pyskl, uiprmd
 
 JSON_TURNS = dict(hips=4, spine=8, neck=12, rhip=16, rankle=21, rshoulder=25, lhip=30, lankle=35, lshoulder=39)   # columns of quaternions, by hand
 
 
+def _walk(frames, fps=30.0, layout="NTU25"):
+    "A drawn walk of a second or two; a longer one begins again and again."
+    return drawn("walk", 1, min(frames, 40), fps, layout).repeat(-(-frames // 40), 1, 1)[:frames].contiguous()
+
+
 def _bvh(folder, frames):
-    clip = generate("walk", 1, seconds=frames / 30 + .2, layout="FIGURE").resample(30.0).slice(0, frames)
+    clip = generate("walk", 1, seconds=min(frames, 40) / 30 + .2, layout="FIGURE").resample(30.0).slice(0, min(frames, 40))
+    if frames > 40: clip = join([clip] * -(-frames // 40), carry=False).slice(0, frames)
     bvh.write_bvh(clip, folder / "walk.bvh")
     return folder / "walk.bvh"
 
@@ -62,27 +68,27 @@ def _uiprmd(folder, frames):
 
 
 def _ntu(folder, frames):
-    joints = kinect(drawn("walk", 1, frames))
+    joints = kinect(_walk(frames))
     track = ntu.Track("72057594037931101", torch.arange(frames), joints * torch.tensor([-1., -1, 1]), torch.full((frames, 25), 2, dtype=torch.int8), torch.full((frames, 25, 2), 500.))
     ntu.write_skeleton(folder / "S001C002P003R002A013.skeleton", [track], frames)
     return folder / "S001C002P003R002A013.skeleton"
 
 
 def _pku(folder, frames):
-    one = kinect(drawn("walk", 1, frames)).flatten(1)
+    one = kinect(_walk(frames)).flatten(1)
     (folder / "0002-L.txt").write_text("\n".join(" ".join(f"{v:.6f}" for v in row) for row in torch.cat([one, one * 0], 1).tolist()) + "\n")
     return folder / "0002-L.txt"
 
 
 def _h36m(folder, frames):
     box = np.empty((), dtype=object)
-    box[()] = {"S9": {"Walking 1": drawn("walk", 1, frames, 50.0, "H36M32").numpy()}}
+    box[()] = {"S9": {"Walking 1": _walk(frames, 50.0, "H36M32").numpy()}}
     np.savez(folder / "data_3d_h36m.npz", positions_3d=box)
     return folder / "data_3d_h36m.npz"
 
 
 def _mpi(folder, frames):
-    seventeen = drawn("walk", 1, frames, 25.0, "MPI3DHP17").double()
+    seventeen = _walk(frames, 25.0, "MPI3DHP17").double()
     world = seventeen[:, 14:15].repeat(1, 28, 1)
     world[:, list(mpi3dhp.RELEVANT)] = seventeen
     cells, text = np.empty((14, 1), dtype=object), "Skeletool Camera Calibration File V1.0\n"
@@ -99,7 +105,7 @@ def _mpi(folder, frames):
 
 
 def _pyskl(folder, frames):
-    entry = dict(frame_dir="S001C001P001R001A059", label=58, total_frames=frames, keypoint=kinect(drawn("walk", 1, frames)).numpy()[None])
+    entry = dict(frame_dir="S001C001P001R001A059", label=58, total_frames=frames, keypoint=kinect(_walk(frames)).numpy()[None])
     (folder / "ntu60.pkl").write_bytes(pickle.dumps(dict(split=dict(xsub_train=[entry["frame_dir"]]), annotations=[entry]), protocol=4))
     return folder / "ntu60.pkl"
 

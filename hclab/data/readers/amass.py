@@ -37,8 +37,8 @@ class Motion:
     @property
     def skeleton(self): return SMPL24 if self.rotations.shape[1] == 24 else SMPL22
 
-# %% ../../../nbs/20_data/readers/19_amass.ipynb #d7464acc
-BLOCK = 1024   # frames
+# %% ../../../nbs/20_data/readers/19_amass.ipynb #b16e01ef
+BLOCK = 128   # frames
 
 def _numbers(found:dict, path:Path, key:str, ndim:int) -> np.ndarray:
     "The floating-point array `key` with `ndim` axes, finite."

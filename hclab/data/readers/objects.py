@@ -19,7 +19,7 @@ MAX_OPS = 20_000_000        # opcodes; the annotations of NTU RGB+D 120 need abo
 MAX_STACK = 100_000         # values waiting; a writer puts at most 1,000 at a time on each level
 MAX_NESTING = 32            # containers in containers; the data sets that we know have five levels
 
-# %% ../../../nbs/20_data/readers/09_objects.ipynb #cd3f87f9
+# %% ../../../nbs/20_data/readers/09_objects.ipynb #92382c88
 class _Stream:
     "A binary file that refuses to give more than it has; `fail` names the place."
     def __init__(self, file, where, size:int): self.file, self.where, self.left, self.size = file, str(where), size, size
@@ -30,17 +30,21 @@ class _Stream:
 
     def read(self, n:int) -> bytes:
         if n < 0 or n > self.left: self.fail(f"{n:,} bytes are announced, but the file ends after {self.left:,}: it is truncated or forged")
-        data = self.file.read(n)
+        data = self.file.read(n) if n < 2**20 else self._pieces(n)
         self.left -= len(data)
         if len(data) < n: self.fail("the file ends early: it is truncated")
         return data
 
-    def read_all(self) -> bytearray:
-        "What is left; in pieces, because a zip file's own `read` holds it twice."
+    def _pieces(self, n:int) -> bytearray:
+        "Up to `n` bytes piece by piece, because a zip file's own `read` holds them twice."
+        data, at = bytearray(n), 0
+        while at < n and (piece := self.file.read(min(2**18, n - at))): data[at:at + len(piece)] = piece; at += len(piece)
+        return data if at == n else data[:at]
+
+    def read_all(self) -> bytes|bytearray:
+        "What is left."
         if self.left > MAX_BYTES: self.fail(f"{self.left:,} bytes in one array; {MAX_BYTES:,} are allowed")
-        data = bytearray(self.left)
-        for at in range(0, len(data), 2**20): data[at:at + 2**20] = self.read(min(2**20, self.left))
-        return data
+        return self.read(self.left)
 
     def readline(self) -> bytes:
         line = self.file.readline(1000)
