@@ -175,9 +175,9 @@ def _walk(nodes:list[Node], places:np.ndarray, turns:np.ndarray) -> np.ndarray:
         world[:, j] = world[:, node.parent] @ turns[:, j]
     return out
 
-# %% ../../../nbs/20_data/readers/10_bvh.ipynb #6b15f442
+# %% ../../../nbs/20_data/readers/10_bvh.ipynb #77552e12
 UNITS = dict(metre=1.0, CMU=0.0254 / 0.45, inch=0.0254, centimetre=0.01, millimetre=0.001)  # metres a unit
-CHAIN_LIMITS = (0.80, 1.45)   # metres; the ratio of the two is below that of any two neighbours that could both be meant
+CHAIN_LIMITS = (0.80, 1.70)   # metres, up to a tall person with fingers; the ratio of the two is below that of any two neighbours that could both be meant
 
 def longest_chain(nodes:list[Node]) -> float:
     "Sum of bone lengths from the root to the farthest leaf, in the file's unit."

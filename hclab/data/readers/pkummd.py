@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from .ntu import Lines
 
-# %% ../../../nbs/20_data/readers/15_pkummd.ipynb #35e90492
+# %% ../../../nbs/20_data/readers/15_pkummd.ipynb #acdaba24
 class PKUError(ValueError):
     "A skeleton, label or split file of PKU-MMD that can't be right; the message starts with `file:line`."
 
@@ -33,9 +33,9 @@ class PKUName(NamedTuple):
     view: str           # one of `VIEWS`
 
 def parse_name(path) -> PKUName:
-    "Video and view in `XXXX-V`. Raises `PKUError` for another name."
+    "Video and view in `XXXX-V`, as phase 1 has them. Raises `PKUError` for another name."
     found = re.match(r"(\d{4})-([LMR])(?![A-Za-z0-9])", Path(path).name)
-    if not found: raise PKUError(f"{path}: the name should begin with a video of four digits and a view, e.g. 0002-L.txt")
+    if not found: raise PKUError(f"{path}: the name should begin with a video of four digits and a view, e.g. 0002-L.txt" + ("; this is one of phase 2, whose files are read but whose splits are not known here" if re.match(r"A\d\dN\d\d-[LMR]", Path(path).name) else ""))
     return PKUName(int(found[1]), found[2])
 
 # %% ../../../nbs/20_data/readers/15_pkummd.ipynb #6372e398
@@ -70,7 +70,7 @@ def _complain(lines:Lines, values:list):
     what = "not a number; fill lost tracking before export" if not math.isfinite(values[i]) else "no place in metres (millimetres? divide by 1000)"
     lines.fail(f"joint {i % 75 // 3 + 1} of body {i // 75 + 1}: {'xyz'[i % 3]} is {values[i]:g}, {what}")
 
-# %% ../../../nbs/20_data/readers/15_pkummd.ipynb #9c3a8154
+# %% ../../../nbs/20_data/readers/15_pkummd.ipynb #f76c3320
 class Label(NamedTuple):
     "One action in a video."
     action: int         # 0 to 50, an index of `ACTIONS`; files count from 1
@@ -110,7 +110,7 @@ def to_sample(path,                 # a skeleton file
     if not mask[1].any(): bodies, mask = bodies[:1], mask[:1]
     found = read_labels(labels, bodies.shape[1], cut)
     sample = dict(sequence=bodies, body_mask=mask, frame="camera", fps=FPS, skeleton="NTU25", segments=[(s.start, s.end, s.action) for s in found], source=f"PKU-MMD {Path(path).name}")
-    name = re.match(r"\d{4}-([LMR])", Path(path).name)
+    name = re.match(r"(?:\d{4}|A\d\dN\d\d)-([LMR])", Path(path).name)
     return sample | (dict(camera_id=VIEWS.index(name[1])) if name else {})
 
 # %% ../../../nbs/20_data/readers/15_pkummd.ipynb #1fcea09e
