@@ -1,7 +1,7 @@
 """One small valid file of each format, written here: what the tests on hostile input, on memory and on left and right share."""
 import json, math, pickle
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import numpy as np
 import scipy.io
