@@ -10,7 +10,7 @@ from hclab.lab import setup as S
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT/"hclab"/"lab"/"setup.py"
 PYPROJECT = tomllib.loads((ROOT/"pyproject.toml").read_text(encoding="utf-8"))["project"]
-LOCKED_EXTRAS = ("dev", "cluster")  # bench and bake are for machines that ask for them
+LOCKED_EXTRAS = ("dev", "cluster", "hdf5")  # bench and bake are for machines that ask for them
 
 def name_of(requirement): return S.normal_name(re.match(r"[\w.-]+", requirement)[0])
 

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['PERFORMERS', 'READERS', 'KEPT', 'LARGEST', 'NEEDED', 'LEAST', 'RATE', 'SECONDS', 'LONGEST', 'PIECE', 'MOST',
            'ShowError', 'choose_actions', 'choose_performers', 'check_pace', 'reader_name', 'find_reader', 'read_clips',
-           'read_amc', 'read_ntu', 'read_repetition', 'save_motion', 'load_motion', 'on_layout', 'Shown', 'show_motion',
-           'show_file', 'reader_rows', 'found_samples', 'list_lines']
+           'read_amc', 'read_ntu', 'read_repetition', 'clip_of_sample', 'read_pku', 'read_annotated', 'read_archive',
+           'save_motion', 'load_motion', 'on_layout', 'Shown', 'show_motion', 'show_file', 'reader_rows',
+           'found_samples', 'list_lines']
 
 # %% ../../nbs/80_lab/09b_data.ipynb #2d754e70
 import importlib, importlib.util, io, zipfile, zlib
@@ -54,13 +55,17 @@ def check_pace(fps:float|None, seconds:float|None) -> None:
     if fps is not None and not 1 <= fps <= 240: raise ShowError(f"fps={fps:g}; give 1 to 240 frames a second")
     if seconds is not None and not 0.1 <= seconds <= 600: raise ShowError(f"seconds={seconds:g}; give 0.1 to 600 seconds")
 
-# %% ../../nbs/80_lab/09b_data.ipynb #0b927341
+# %% ../../nbs/80_lab/09b_data.ipynb #d949b71d
 READERS = {                                               # ending -> "module:function"
     ".bvh": "hclab.data.readers.bvh:read_bvh",
     ".amc": "hclab.lab.data:read_amc",
     ".skeleton": "hclab.lab.data:read_ntu",
-    **{f"_positions{inc}.txt{gz}": "hclab.lab.data:read_repetition" for inc in ("", "_inc") for gz in ("", ".gz")},
+    **{f"_{kind}{inc}.txt{gz}": "hclab.lab.data:read_repetition" for kind in ("positions", "angles") for inc in ("", "_inc") for gz in ("", ".gz")},
+    **{f"-{view}.txt": "hclab.lab.data:read_pku" for view in "lmr"},
     ".txt": "hclab.data.readers.deepmimic:read_deepmimic",
+    ".mat": "hclab.data.readers.mpi3dhp:clip_of",
+    ".pkl": "hclab.lab.data:read_annotated",
+    ".npz": "hclab.lab.data:read_archive",
     ".motion.npz": "hclab.lab.data:load_motion",
 }
 
@@ -112,6 +117,53 @@ def read_repetition(path:Path|str) -> Clip:
     "One repetition of UI-PRMD; its file of angles lies beside it."
     from hclab.data.readers.uiprmd import read_uiprmd
     return read_uiprmd(path).clip
+
+# %% ../../nbs/80_lab/09b_data.ipynb #3a7b76ac
+def clip_of_sample(sample:dict) -> Clip:
+    "The first person of a sample with `sequence` in a camera's frame, over the longest run of frames that have all joints: world, z up. Raises `ShowError` where there is none."
+    import torch
+
+    from hclab.core.skeleton import skeleton
+    there = sample["body_mask"][0].numpy().astype(int)
+    edges = np.flatnonzero(np.diff(there, prepend=0, append=0))
+    if not len(edges): raise ShowError(f"{sample['source']}: the first person is never there")
+    start, stop = max(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True), key=lambda run: run[1] - run[0])
+    x = sample["sequence"][0, start:stop]
+    where = f"{sample['source']}, level sensor" + (f", frames {start} to {stop - 1} of {len(there)}" if stop - start < len(there) else "")
+    return Clip(torch.stack([x[..., 0], x[..., 2], -x[..., 1]], -1), skeleton(sample["skeleton"]), sample["fps"], "", "", source=where)
+
+def read_pku(path:Path|str) -> Clip:
+    "The first person of a PKU-MMD skeleton file. Labels lie elsewhere and are not needed to look at it."
+    from hclab.data.readers.pkummd import FPS, read_bodies
+    bodies, mask = read_bodies(path)
+    return clip_of_sample(dict(sequence=bodies, body_mask=mask, fps=FPS, skeleton="NTU25", source=f"PKU-MMD {Path(path).name}"))
+
+def read_annotated(path:Path|str) -> Clip:
+    "The first recording of a file in pyskl's format, .pkl or .npz; nothing in it is executed."
+    from hclab.data.readers.pyskl import load_npz, read_pyskl, to_sample
+    found = (load_npz if Path(path).suffix.lower() == ".npz" else read_pyskl)(path)
+    sample = to_sample(found, found.entries[0])
+    return clip_of_sample(sample | dict(source=f"{sample['source']}, the first of {len(found.entries)}"))
+
+# %% ../../nbs/80_lab/09b_data.ipynb #44746610
+def _first_h36m(path) -> Clip:
+    "The first recording of Human3.6M's positions."
+    from hclab.data.readers.h36m import clip_of, read_positions
+    found = read_positions(path)
+    subject = next(s for s in found if found[s])
+    return clip_of(found, subject, next(iter(found[subject])))
+
+def read_archive(path:Path|str) -> Clip:
+    "The first recording of an .npz that one of the readers knows. Raises `ShowError` for any other."
+    from hclab.data.readers import amass, deepmimic, uiprmd
+    try:
+        with zipfile.ZipFile(path) as z: names = {n.removesuffix(".npy") for n in z.namelist()}
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as e: raise ShowError(f"{path}: no whole .npz archive ({e})") from e
+    kinds = {"positions_3d": _first_h36m, "poses": lambda p: amass.to_clip(amass.read_amass(p)), "keypoints": read_annotated, "xyz": lambda p: next(uiprmd.read_uiprmd_npz(p)).clip,
+             "expmap": lambda p: next(deepmimic.read_expmap38(p)), "joint_names": lambda p: next(deepmimic.read_mocap20(p))}
+    for member, read in kinds.items():
+        if member in names: return read(path)
+    raise ShowError(f"{path}: no archive of a known kind; it holds {', '.join(sorted(names))[:120] or 'nothing'}, and a known one {', '.join(kinds)}")
 
 # %% ../../nbs/80_lab/09b_data.ipynb #b5e6b6f9
 KEPT, LARGEST = ".motion.npz", 256 << 20     # the ending; bytes that a file may unfold to

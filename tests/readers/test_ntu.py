@@ -1,7 +1,6 @@
 """NTU RGB+D on files written here, by hand and from drawn people: bodies, lost joints, choice of people, names, splits, and broken files."""
-import random, tracemalloc
+import tracemalloc
 
-import numpy as np
 import pytest
 import torch
 from drawing import drawn, kinect

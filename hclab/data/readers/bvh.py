@@ -19,7 +19,7 @@ from ...core.io import atomic_file
 from ...core.skeleton import Skeleton, skeleton
 from ..motion import Clip
 
-# %% ../../../nbs/20_data/readers/10_bvh.ipynb #9bd8c2f0
+# %% ../../../nbs/20_data/readers/10_bvh.ipynb #7fcc82be
 class BVHError(ValueError):
     "A BVH file that can't be read; the message starts with `file:line`."
 
@@ -34,6 +34,7 @@ class Node:
     parent: int                  # index in the list of nodes, -1 for the root
     offset: tuple = None         # (x, y, z) from the parent, file's unit
     channels: tuple = ()         # as named in the file, in the file's order
+    end: bool = False            # an End Site
 
 # %% ../../../nbs/20_data/readers/10_bvh.ipynb #456599db
 class TextSource:
@@ -74,9 +75,10 @@ class TextSource:
             if not np.isfinite(values[-1]): self.fail(f"{what}: number {i + 1} of {len(words)} is {w!r}, not finite; fill lost tracking before export")
         return values
 
-# %% ../../../nbs/20_data/readers/10_bvh.ipynb #1bb91bab
+# %% ../../../nbs/20_data/readers/10_bvh.ipynb #5798aa1d
 def _read_hierarchy(source:TextSource) -> list[Node]:
-    "All nodes, parents before children; End Sites are nodes without channels, called `<parent>_end`. Stops after the word MOTION."
+    """All nodes, parents before children; End Sites are nodes without channels, called `<parent>_end`. One of no length only closes its chain, as the
+    format demands, and is no node. Stops after the word MOTION."""
     if source.word("HIERARCHY").upper() != "HIERARCHY": source.fail("the first word must be HIERARCHY; this is not a BVH file")
     nodes, open_joints = [], []
     while (word := source.word("MOTION")).upper() != "MOTION":
@@ -84,7 +86,7 @@ def _read_hierarchy(source:TextSource) -> list[Node]:
         elif word == "}":
             if not open_joints: source.fail("'}' without '{'")
             if nodes[open_joints[-1]].offset is None: source.fail(f"{nodes[open_joints[-1]].name} has no OFFSET")
-            open_joints.pop()
+            if _says_nothing(nodes, open_joints.pop()): nodes.pop()
         elif word == "OFFSET" and open_joints:
             node = nodes[open_joints[-1]]
             node.offset = tuple(source.numbers([source.word("an offset") for _ in range(3)], f"OFFSET of {node.name}"))
@@ -93,7 +95,7 @@ def _read_hierarchy(source:TextSource) -> list[Node]:
     if open_joints or not nodes: source.fail(f"MOTION comes before the hierarchy is complete: {len(open_joints)} braces are open, {len(nodes)} joints are known")
     return nodes
 
-# %% ../../../nbs/20_data/readers/10_bvh.ipynb #51bcc0f2
+# %% ../../../nbs/20_data/readers/10_bvh.ipynb #17b1d7a9
 def _open(source:TextSource, nodes:list[Node], open_joints:list[int], word:str) -> int:
     "Append the node that `word` starts and return its index."
     if word == "ROOT" and nodes: source.fail("a second ROOT; hclab reads one person a file, so split it")
@@ -103,8 +105,12 @@ def _open(source:TextSource, nodes:list[Node], open_joints:list[int], word:str) 
     if word == "End": name = nodes[open_joints[-1]].name + "_end"
     if not name: source.fail(f"{word} without a name")
     if any(n.name == name for n in nodes): source.fail(f"a second joint called {name!r}; names must be unique")
-    nodes.append(Node(name, open_joints[-1] if open_joints else -1))
+    nodes.append(Node(name, open_joints[-1] if open_joints else -1, end=word == "End"))
     return len(nodes) - 1
+
+def _says_nothing(nodes:list[Node], j:int) -> bool:
+    "Whether node `j`, just closed, is an End Site at its parent's own place."
+    return nodes[j].end and j == len(nodes) - 1 and not nodes[j].channels and not any(nodes[j].offset)
 
 def _channels(source:TextSource, node:Node) -> None:
     "Take the names after CHANNELS into `node`."
@@ -169,9 +175,9 @@ def _walk(nodes:list[Node], places:np.ndarray, turns:np.ndarray) -> np.ndarray:
         world[:, j] = world[:, node.parent] @ turns[:, j]
     return out
 
-# %% ../../../nbs/20_data/readers/10_bvh.ipynb #6b15f442
+# %% ../../../nbs/20_data/readers/10_bvh.ipynb #77552e12
 UNITS = dict(metre=1.0, CMU=0.0254 / 0.45, inch=0.0254, centimetre=0.01, millimetre=0.001)  # metres a unit
-CHAIN_LIMITS = (0.80, 1.45)   # metres; the ratio of the two is below that of any two neighbours that could both be meant
+CHAIN_LIMITS = (0.80, 1.70)   # metres, up to a tall person with fingers; the ratio of the two is below that of any two neighbours that could both be meant
 
 def longest_chain(nodes:list[Node]) -> float:
     "Sum of bone lengths from the root to the farthest leaf, in the file's unit."
@@ -217,7 +223,7 @@ def _fill(nodes:list[Node], frames:np.ndarray, turn:np.ndarray, scale:float) -> 
     if ((high - low) * scale).max() > STILL: return joints, None, None
     return joints, rotations, torch.from_numpy((low + high) / 2 @ turn.T * scale).float()
 
-# %% ../../../nbs/20_data/readers/10_bvh.ipynb #ee1a185a
+# %% ../../../nbs/20_data/readers/10_bvh.ipynb #e78e6b11
 def read_bvh(path,                          # a .bvh file
              unit_metres:float|None=None,   # metres of one unit of the file; None: guessed from the bones, see `Clip.source`
              up:str="y",                    # the file's upward axis, "y" or "z"
@@ -230,7 +236,7 @@ def read_bvh(path,                          # a .bvh file
     if up not in TURN: raise BVHError(f"up must be 'y' or 'z', got {up!r}: name the axis of the file that points to the sky")
     if unit_metres is not None and not (np.isfinite(unit_metres) and unit_metres > 0): raise BVHError(f"unit_metres must be positive metres, got {unit_metres!r}")
     path = Path(path)
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:     # some editors put a mark before the first word
         source = TextSource(file, path)
         nodes = _read_hierarchy(source)
         channels = sum(len(n.channels) for n in nodes)
@@ -259,25 +265,27 @@ def euler_angles(R:np.ndarray, # (...,3,3) rotations
     third = np.where(locked, 0, np.arctan2(-sign * R[..., i, j], R[..., i, i]))
     return np.degrees(np.stack([first, np.arctan2(sign * R[..., i, k], side), third], -1))
 
-# %% ../../../nbs/20_data/readers/10_bvh.ipynb #670dc483
+# %% ../../../nbs/20_data/readers/10_bvh.ipynb #7282cbec
 def _children(s:Skeleton) -> dict[int, list[int]]:
     "Indices of each joint's children."
     return {j: [c for p, c in s.edges if p == j] for j in range(len(s))}
 
-def _is_end(s:Skeleton, children:dict, j:int) -> bool: return s.parents[j] >= 0 and not children[j] and s.names[j] == s.names[s.parents[j]] + "_end"
+def _ends(clip:Clip, offsets:np.ndarray) -> set[int]:
+    "The joints that an End Site can stand for: leaves called `<parent>_end` that have a length and don't turn."
+    s, leaves = clip.skeleton, set(range(len(clip.skeleton))) - {p for p, _ in clip.skeleton.edges}
+    return {j for j in leaves if s.parents[j] >= 0 and s.names[j] == s.names[s.parents[j]] + "_end" and offsets[j].any() and clip.rotations[:, j, 1:].abs().max() < 1e-6}
 
 def _hierarchy_text(clip:Clip, offsets:np.ndarray, order:str) -> tuple[list[str], list[int]]:
     "Lines of the HIERARCHY half, and the joints with channels in its order. Works through a list, not by recursion."
-    s, children, lines, columns = clip.skeleton, _children(clip.skeleton), ["HIERARCHY"], []
+    s, children, ends, lines, columns = clip.skeleton, _children(clip.skeleton), _ends(clip, offsets), ["HIERARCHY"], []
     turns, open_joints = " ".join(f"{letter}rotation" for letter in order), [("open", s.root, 0)]
     while open_joints:
         what, j, depth = open_joints.pop()
         pad = "  " * depth
         if what == "close": lines.append(pad + "}"); continue
-        end = _is_end(s, children, j)
-        lines += [pad + ("End Site" if end else f"{'JOINT' if depth else 'ROOT'} {s.names[j]}"), pad + "{", pad + "  OFFSET " + " ".join(f"{x:.6f}" for x in offsets[j])]
+        lines += [pad + ("End Site" if j in ends else f"{'JOINT' if depth else 'ROOT'} {s.names[j]}"), pad + "{", pad + "  OFFSET " + " ".join(f"{x:.6f}" for x in offsets[j])]
         open_joints.append(("close", j, depth))
-        if end: continue
+        if j in ends: continue
         columns.append(j)
         lines.append(pad + ("  CHANNELS 3 " if depth else "  CHANNELS 6 Xposition Yposition Zposition ") + turns)
         if not children[j]: lines += [pad + "  End Site", pad + "  {", pad + "    OFFSET 0.000000 0.000000 0.000000", pad + "  }"]

@@ -129,7 +129,7 @@ class _Open:
         joints[..., :2].neg_()
         return Track(body_id, tensor(self.frames, torch.int64), joints, tensor(self.states, torch.int8).view(n, 25), tensor(self.pixels, torch.float32).view(n, 25, 2))
 
-# %% ../../../nbs/20_data/readers/14_ntu.ipynb #08bef9f3
+# %% ../../../nbs/20_data/readers/14_ntu.ipynb #3348146a
 def _joint(lines:Lines, who:str, track:_Open):
     "Read one line of a joint into `track`."
     words = lines.line(who)
@@ -163,7 +163,7 @@ def read_skeleton(path # a .skeleton file
                  ) -> Recording:
     "All bodies of a file, none chosen, none repaired. Frames count from 0. Raises `NTUError` with file and line. Holds what it returns, once."
     path = Path(path)
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
         lines, tracks = Lines(file, path, NTUError), {}
         frames = lines.count("the number of frames", 1, MAX_FRAMES)
         for f in range(frames):
@@ -215,7 +215,7 @@ def main_bodies(recording:Recording,
     good = [t for t in recording.tracks if len(t.frames) >= MIN_FRAMES and (objects or not is_object(t))]
     return sorted(good or recording.tracks, key=motion_of, reverse=True)[:people]
 
-# %% ../../../nbs/20_data/readers/14_ntu.ipynb #4d1a4218
+# %% ../../../nbs/20_data/readers/14_ntu.ipynb #f14ee7b8
 def to_sample(recording:Recording, people:int=2, objects:bool=False) -> dict:
     "`sequence` (M,T,25,3) in the camera frame with `body_mask`, M bodies by `main_bodies`; action, identity and camera_id (from 0) where the file name has them."
     tracks = main_bodies(recording, people, objects)
@@ -235,7 +235,8 @@ def _filled(track:Track, max_gap:int, where:str) -> tuple[torch.Tensor, int]:
     out = torch.zeros(n, 25, 3); out[track.frames - first] = track.joints
     for j in range(25):
         at = known[:, j].nonzero().flatten().numpy()
-        gap = n if len(at) == 0 else int(max(np.diff(at, prepend=-1, append=n).max() - 1, 0))
+        if len(at) == 0: raise NTUError(f"{where}: {NTU25.names[j]} of body {track.body_id} is lost in all {n} frames; there is nothing to fill it from: take another body")
+        gap = int(max(np.diff(at, prepend=-1, append=n).max() - 1, 0))
         if gap > max_gap: raise NTUError(f"{where}: {NTU25.names[j]} of body {track.body_id} is lost for {gap} frames on end; {max_gap} are filled (max_gap): cut the recording or take another body")
         if len(at) < n:
             for axis in range(3): out[:, j, axis] = torch.from_numpy(np.interp(np.arange(n), at, out[at, j, axis].numpy()).astype(np.float32))
@@ -252,7 +253,7 @@ def to_clip(recording:Recording, body:int=0,  # 0 is the body that moves most
     action, who = (ACTIONS[recording.name.action - 1], f"P{recording.name.performer:03}") if recording.name else (Path(recording.source).stem, tracks[body].body_id)
     return Clip(world, NTU25, recording.fps, action, who, source=f"{recording.source} body {tracks[body].body_id} (level sensor; {filled} of {camera.shape[0] * 25} joints filled)")
 
-# %% ../../../nbs/20_data/readers/14_ntu.ipynb #23631d4f
+# %% ../../../nbs/20_data/readers/14_ntu.ipynb #025a5aa8
 TRAIN_60 = frozenset((1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38))
 TRAIN_120 = TRAIN_60 | {45, 46, 47, 49, 50, 52, 53, 54, 55, 56, 57, 58, 59, 70, 74, 78, 80, 81, 82, 83, 84, 85, 86, 89, 91, 92, 93, 94, 95, 97, 98, 100, 103}
 PROTOCOLS = dict(xsub60=lambda n: n.performer in TRAIN_60, xview60=lambda n: n.camera in (2, 3), xsub120=lambda n: n.performer in TRAIN_120, xset120=lambda n: n.setup % 2 == 0)
@@ -268,6 +269,6 @@ def split_of(name:NTUName|str, # what `parse_name` gives, or a file name
 
 def read_missing(path) -> frozenset:
     "Names (`SsssCcccPpppRrrrAaaa`) in the data set's list of recordings with missing skeletons. Raises `NTUError` where a file holds none."
-    with open(path, encoding="utf-8", errors="replace") as f: found = frozenset(re.findall(r"\bS\d{3}C\d{3}P\d{3}R\d{3}A\d{3}\b", f.read(1 << 20)))
+    with open(path, encoding="utf-8-sig", errors="replace") as f: found = frozenset(re.findall(r"\bS\d{3}C\d{3}P\d{3}R\d{3}A\d{3}\b", f.read(1 << 20)))
     if not found: raise NTUError(f"{path}:1: no name like S001C002P005R002A008; this is not the list of missing skeletons")
     return found

@@ -19,7 +19,7 @@ MAX_OPS = 20_000_000        # opcodes; the annotations of NTU RGB+D 120 need abo
 MAX_STACK = 100_000         # values waiting; a writer puts at most 1,000 at a time on each level
 MAX_NESTING = 32            # containers in containers; the data sets that we know have five levels
 
-# %% ../../../nbs/20_data/readers/09_objects.ipynb #cd3f87f9
+# %% ../../../nbs/20_data/readers/09_objects.ipynb #92382c88
 class _Stream:
     "A binary file that refuses to give more than it has; `fail` names the place."
     def __init__(self, file, where, size:int): self.file, self.where, self.left, self.size = file, str(where), size, size
@@ -30,17 +30,21 @@ class _Stream:
 
     def read(self, n:int) -> bytes:
         if n < 0 or n > self.left: self.fail(f"{n:,} bytes are announced, but the file ends after {self.left:,}: it is truncated or forged")
-        data = self.file.read(n)
+        data = self.file.read(n) if n < 2**20 else self._pieces(n)
         self.left -= len(data)
         if len(data) < n: self.fail("the file ends early: it is truncated")
         return data
 
-    def read_all(self) -> bytearray:
-        "What is left; in pieces, because a zip file's own `read` holds it twice."
+    def _pieces(self, n:int) -> bytearray:
+        "Up to `n` bytes piece by piece, because a zip file's own `read` holds them twice."
+        data, at = bytearray(n), 0
+        while at < n and (piece := self.file.read(min(2**18, n - at))): data[at:at + len(piece)] = piece; at += len(piece)
+        return data if at == n else data[:at]
+
+    def read_all(self) -> bytes|bytearray:
+        "What is left."
         if self.left > MAX_BYTES: self.fail(f"{self.left:,} bytes in one array; {MAX_BYTES:,} are allowed")
-        data = bytearray(self.left)
-        for at in range(0, len(data), 2**20): data[at:at + 2**20] = self.read(min(2**20, self.left))
-        return data
+        return self.read(self.left)
 
     def readline(self) -> bytes:
         line = self.file.readline(1000)
@@ -228,7 +232,7 @@ def _unpickle(stream:_Stream):
     except (ValueError, struct.error, OverflowError, MemoryError, UnicodeError, AttributeError, TypeError) as e: stream.fail(f"this pickle is not read: {str(e) or type(e).__name__}")
     return root
 
-# %% ../../../nbs/20_data/readers/09_objects.ipynb #38e1f4cb
+# %% ../../../nbs/20_data/readers/09_objects.ipynb #c95f5868
 MAX_RATIO = 200             # unpacked to packed bytes of a large member; recorded joints reach about ten
 
 def read_pickle(path,                     # a .pkl file
@@ -246,7 +250,24 @@ def _exactly(stream:_Stream, shape:tuple, dtype:np.dtype) -> bytearray:
     if need != stream.left: raise ValueError(f"{stream.left:,} bytes for an array of shape {shape} and type {dtype}, which needs {need:,}")
     return stream.read_all()
 
-def _read_npy(stream:_Stream):
+def _first_columns(stream:_Stream, shape:tuple, dtype:np.dtype, keep:int) -> np.ndarray:
+    "The first `keep` columns of a plain array of rows, of which only a block is held whole."
+    row = shape[1] * dtype.itemsize
+    if shape[0] * row != stream.left: raise ValueError(f"{stream.left:,} bytes for an array of shape {shape} and type {dtype}, which needs {shape[0] * row:,}")
+    out, step = np.empty((shape[0], keep), dtype), max(1, 2**20 // row)
+    for a in range(0, shape[0], step):
+        n = min(step, shape[0] - a)
+        out[a:a + n] = _array((n, shape[1]), dtype, stream.read(n * row), False)[:, :keep]
+    return out
+
+def _plain(stream:_Stream, shape:tuple, dtype:np.dtype, fortran:bool, columns:dict) -> np.ndarray:
+    "A plain array that can't be written to, as the arrays in pickles; narrowed where `columns` says so."
+    keep = columns.get(shape[1], 0) if len(shape) == 2 and not fortran else 0
+    array = _first_columns(stream, shape, dtype, keep) if keep else _array(shape, dtype, _exactly(stream, shape, dtype), fortran)
+    array.flags.writeable = False
+    return array
+
+def _read_npy(stream:_Stream, columns:dict):
     "The array of an open .npy member; objects through `_unpickle`."
     if stream.read(6) != b"\x93NUMPY": stream.fail("not the beginning of an .npy file")
     major, _ = stream.read(2)
@@ -258,16 +279,16 @@ def _read_npy(stream:_Stream):
     if not form: stream.fail(f"the header {text[:80]!r} is not that of a plain array; structured types are not read")
     try:
         dtype, shape = _dtype(form[1]), tuple(int(n) for n in form[3].split(",") if n.strip())
-        plain = None if dtype == object else _array(shape, dtype, _exactly(stream, shape, dtype), form[2] == "True")
-        if plain is not None: plain.flags.writeable = False     # as the arrays in pickles are
+        plain = None if dtype == object else _plain(stream, shape, dtype, form[2] == "True", columns)
     except ObjectError: raise
     except (ValueError, OverflowError, MemoryError) as e: stream.fail(str(e))
     return _unpickle(stream) if dtype == object else plain
 
-# %% ../../../nbs/20_data/readers/09_objects.ipynb #4a8cdfea
+# %% ../../../nbs/20_data/readers/09_objects.ipynb #3a1f9284
 def read_npz(path,                        # an .npz file
              names=None,                  # the members wanted; None: all
              missing:bool=False,          # some of them may be missing
+             columns:dict|None=None,      # member -> {columns in the file: how many of them, from the first, are wanted}; read in blocks
              max_bytes:int=MAX_BYTES      # of all members together, unpacked
             ) -> dict:
     "Name -> array of each member, or what an object array holds (dicts, lists, text, arrays). Nothing in it is executed. Raises `ObjectError`."
@@ -284,7 +305,7 @@ def read_npz(path,                        # an .npz file
                 if m.flag_bits & 1: raise ObjectError(f"{path}:0: member {name[:60]!r} is encrypted")
                 if m.file_size > 2**24 and m.file_size > MAX_RATIO * m.compress_size:
                     raise ObjectError(f"{path}:0: member {name[:60]!r} unpacks {m.compress_size:,} bytes to {m.file_size:,}; that is no recording, it is a zip bomb")
-                with archive.open(m) as f: found[name] = _read_npy(_Stream(f, f"{path}[{name[:60]}]", m.file_size))
+                with archive.open(m) as f: found[name] = _read_npy(_Stream(f, f"{path}[{name[:60]}]", m.file_size), (columns or {}).get(name, {}))
     except ObjectError: raise
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error) as e:
         raise ObjectError(f"{path}:0: not a whole .npz file ({e}); download it again") from e

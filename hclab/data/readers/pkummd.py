@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from .ntu import Lines
 
-# %% ../../../nbs/20_data/readers/15_pkummd.ipynb #35e90492
+# %% ../../../nbs/20_data/readers/15_pkummd.ipynb #acdaba24
 class PKUError(ValueError):
     "A skeleton, label or split file of PKU-MMD that can't be right; the message starts with `file:line`."
 
@@ -33,17 +33,17 @@ class PKUName(NamedTuple):
     view: str           # one of `VIEWS`
 
 def parse_name(path) -> PKUName:
-    "Video and view in `XXXX-V`. Raises `PKUError` for another name."
+    "Video and view in `XXXX-V`, as phase 1 has them. Raises `PKUError` for another name."
     found = re.match(r"(\d{4})-([LMR])(?![A-Za-z0-9])", Path(path).name)
-    if not found: raise PKUError(f"{path}: the name should begin with a video of four digits and a view, e.g. 0002-L.txt")
+    if not found: raise PKUError(f"{path}: the name should begin with a video of four digits and a view, e.g. 0002-L.txt" + ("; this is one of phase 2, whose files are read but whose splits are not known here" if re.match(r"A\d\dN\d\d-[LMR]", Path(path).name) else ""))
     return PKUName(int(found[1]), found[2])
 
-# %% ../../../nbs/20_data/readers/15_pkummd.ipynb #a6d6e3f8
+# %% ../../../nbs/20_data/readers/15_pkummd.ipynb #6372e398
 def read_bodies(path # a skeleton file
                ) -> tuple[torch.Tensor, torch.Tensor]:
     "(2,T,25,3) float32 metres in the camera frame, zeros where a body is absent, and (2,T) bool where it is whole. Raises `PKUError` with file and line. Holds the numbers once."
     path, numbers = Path(path), array("f")
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
         lines = Lines(file, path, PKUError)
         while words := _next(lines):
             if len(words) != 150: lines.fail(f"a frame has 150 numbers (2 bodies x 25 joints x 3), got {len(words)}" + ("; the last line is cut" if len(words) < 150 else ""))
@@ -70,7 +70,7 @@ def _complain(lines:Lines, values:list):
     what = "not a number; fill lost tracking before export" if not math.isfinite(values[i]) else "no place in metres (millimetres? divide by 1000)"
     lines.fail(f"joint {i % 75 // 3 + 1} of body {i // 75 + 1}: {'xyz'[i % 3]} is {values[i]:g}, {what}")
 
-# %% ../../../nbs/20_data/readers/15_pkummd.ipynb #e6c9c704
+# %% ../../../nbs/20_data/readers/15_pkummd.ipynb #f76c3320
 class Label(NamedTuple):
     "One action in a video."
     action: int         # 0 to 50, an index of `ACTIONS`; files count from 1
@@ -84,7 +84,7 @@ def read_labels(path,               # a label file
                ) -> list[Label]:
     "The labels of a video by time. Raises `PKUError` with file and line for anything but 1..51, start < end <= frames, confidence 1 or 2."
     path, labels = Path(path), []
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
         lines = Lines(file, path, PKUError)
         while words := _next(lines):
             parts = "".join(words).split(",")
@@ -110,10 +110,10 @@ def to_sample(path,                 # a skeleton file
     if not mask[1].any(): bodies, mask = bodies[:1], mask[:1]
     found = read_labels(labels, bodies.shape[1], cut)
     sample = dict(sequence=bodies, body_mask=mask, frame="camera", fps=FPS, skeleton="NTU25", segments=[(s.start, s.end, s.action) for s in found], source=f"PKU-MMD {Path(path).name}")
-    name = re.match(r"\d{4}-([LMR])", Path(path).name)
+    name = re.match(r"(?:\d{4}|A\d\dN\d\d)-([LMR])", Path(path).name)
     return sample | (dict(camera_id=VIEWS.index(name[1])) if name else {})
 
-# %% ../../../nbs/20_data/readers/15_pkummd.ipynb #a9418579
+# %% ../../../nbs/20_data/readers/15_pkummd.ipynb #1fcea09e
 def split_of(name:PKUName|str # what `parse_name` gives, or a file name
             ) -> str:
     "'train' or 'test' under the cross-view protocol: M and R against L."
@@ -123,7 +123,7 @@ def split_of(name:PKUName|str # what `parse_name` gives, or a file name
 def read_split(path # cross-subject.txt or cross-view.txt of the data set
               ) -> dict[str, tuple]:
     "Video names for 'train' and 'test' from an official list. Raises `PKUError` where a part is missing, empty, or shares a video with the other."
-    with open(path, encoding="utf-8", errors="replace") as f: text = f.read(1 << 20)
+    with open(path, encoding="utf-8-sig", errors="replace") as f: text = f.read(1 << 20)
     parts = re.split(r"(?im)^\s*(training|valida\w*|test\w*)\s+videos\s*:", text)
     found = {"train": (), "test": ()}
     for head, body in zip(parts[1::2], parts[2::2]): found["train" if head.lower() == "training" else "test"] += tuple(re.findall(r"\b\d{4}-[LMR]\b", body))
