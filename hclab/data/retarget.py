@@ -794,7 +794,7 @@ def _hold(place:np.ndarray, stands:np.ndarray) -> np.ndarray|None:
     held = np.stack([place[t[run == k]].mean(0) for k in range(run[-1] + 1)])[run] - place[t]
     return np.stack([np.interp(np.arange(len(place)), t, held[:, k]) for k in range(3)], -1)
 
-# %% ../../nbs/20_data/07_retarget.ipynb #cf8d661b
+# %% ../../nbs/20_data/07_retarget.ipynb #acedcd85
 @dataclass(frozen=True, eq=False, repr=False)
 class Retargeted(Clip):
     "A clip that was moved to another body or layout, with what that took."
@@ -816,6 +816,7 @@ def retarget(clip:Clip,
     if not isinstance(rig, Rig): raise RetargetError(f"the target must be a Rig, got {type(rig).__name__}; see rig_of, rig_from_bones, standing_rig, figure_rig; for a layout without bones use relayout")
     if scale is not None and not (math.isfinite(scale) and scale > 0): raise RetargetError(f"scale must be positive, got {scale!r}")
     told = read_source(clip, rig, points, source)
+    if floor is None and "left_ankle place" in told.derived: floor = _low(np.concatenate([told.P[f"{s}_ankle"][:, 2] for s in ("left", "right")])) - SOLE * leg_length(told.P)
     ground, fit = ground_of(told.P, rig, floor, scale), _fit(told, rig)
     hips = _path(told.P, ground)
     if lock: _lock(fit, told, hips, feet_of(clip, rig.at, points))
