@@ -8,10 +8,10 @@ __all__ = ['NEEDED', 'POINTS', 'RIG_NAMES', 'SIZES', 'BENT', 'MEMORY', 'UPRIGHT'
            'joints_up_to', 'Parts', 'parts_of', 'frame_z', 'frame_y', 'frame_x', 'swung', 'ease', 'smooth', 'frame_zy',
            'kinds_of', 'with_middles', 'frames_of', 'mean_person', 'upright', 'completed', 'pitch_down', 'rest_frames']
 
-# %% ../../nbs/20_data/07_rigs.ipynb #ab091b19
+# %% ../../nbs/20_data/07_rigs.ipynb #3d03ee9f
 import math, re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, lru_cache
 from typing import NamedTuple
 import numpy as np
 import torch
@@ -408,12 +408,13 @@ def _hand_foot(P:dict, kinds:dict, A:dict, side:str) -> dict[str, np.ndarray]:
     if kind := kinds[f"{side}_toes"]: out[f"{side}_toes"] = swung(out[f"{side}_foot"], 0, at(kind[1]) - at(kind[0]))
     return out
 
-# %% ../../nbs/20_data/07_rigs.ipynb #b6589822
+# %% ../../nbs/20_data/07_rigs.ipynb #f67958e0
 _GROUPS = {  # where borrowed points are placed, best anchor first, and which they are
     ("head", "neck", "neck_nose", "head_top", "mid_shoulders"): "head neck head_top neck_nose nose left_eye right_eye left_ear right_ear".split(),
     **{(f"{s}_ankle",): [f"{s}_{p}" for p in "heel foot toe_tip big_toe small_toe".split()] for s in ("left", "right")},
     **{(f"{s}_wrist",): [f"{s}_{p}" for p in "hand_base hand hand_tip thumb middle_finger1 forefinger1 pinky_finger1".split()] for s in ("left", "right")}}
 
+@cache
 def mean_person() -> dict[str, np.ndarray]:
     "All points (1,3) of a mean person who stands."
     return with_middles({p: x[None].double().numpy() for s in SKELETONS.values() for p, x in zip(anatomy(s), rest_pose(s), strict=True)})
@@ -427,7 +428,8 @@ def upright(P:dict) -> np.ndarray:
     if (np.degrees(np.arccos(np.clip(dot(up, axis), -1, 1))) < UPRIGHT).all(): up = axis
     return frame_z(up, np.cross(P["left_hip"] - P["right_hip"], up))
 
-# %% ../../nbs/20_data/07_rigs.ipynb #167d9625
+# %% ../../nbs/20_data/07_rigs.ipynb #3b7d8c64
+@lru_cache(maxsize=64)
 def completed(rig:Rig) -> dict[str, np.ndarray]:
     "Points (1,3) of the standing rig, those it lacks borrowed from a mean person."
     own, mean = with_middles({p: rig.joints[i][None] for p, i in rig.at.items()}), mean_person()
