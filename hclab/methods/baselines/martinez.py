@@ -6,7 +6,7 @@
 __all__ = ['MartinezConfig', 'linear_layer', 'Block', 'Martinez', 'fit_statistics', 'loss', 'encoder', 'clip_weights',
            'MartinezArm', 'train_arm', 'load_martinez']
 
-# %% ../../../nbs/60_methods/baselines/01_martinez.ipynb #52917698
+# %% ../../../nbs/60_methods/baselines/01_martinez.ipynb #44abc7cf
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from ...core.config import Config
-from ...tasks.lift3d import LiftDataConfig, evaluate, floors, make_split, watch_mpjpe
+from ...tasks.lift3d import evaluate, floors, watch_mpjpe
+from ...tasks.lift_data import LiftDataConfig, make_split
 from ...train.loop import LoopConfig, fit, load_model, seeded
 
 # %% ../../../nbs/60_methods/baselines/01_martinez.ipynb #5a0221e0
