@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['check_joints2d', 'check_layout', 'labelled_mse', 'train_lifter', 'count_parameters', 'show_lifted']
 
-# %% ../../nbs/50_tasks/01b_lift_arm.ipynb #6862bfcf
+# %% ../../nbs/50_tasks/01b_lift_arm.ipynb #6dcd51f7
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 from ..core.config import Config
 from ..core.skeleton import skeleton
-from .lift3d import LiftSet, evaluate, floors, make_split, predict3d, watch_mpjpe
+from .lift3d import by_group, floors, predict3d, score, watch_mpjpe
+from .lift_data import SPLITS, LiftSet, make_split
 from ..train.loop import fit, seeded
 
 # %% ../../nbs/50_tasks/01b_lift_arm.ipynb #4049efe2
@@ -40,22 +42,26 @@ def labelled_mse(prediction:Tensor, target:Tensor,   # (N,J,3) metres
     error = torch.where(labelled[..., None], prediction - target, 0.0)
     return error.square().sum()/(labelled.sum()*prediction.shape[-1]).clamp_min(1)
 
-# %% ../../nbs/50_tasks/01b_lift_arm.ipynb #af3216df
+# %% ../../nbs/50_tasks/01b_lift_arm.ipynb #51e7b84e
 def train_lifter(build:Callable[[LiftSet], nn.Module],  # training set -> network, drawn from torch's generator
                  loss:Callable,                         # (network, batch) -> dict of named terms
                  config:Any,                            # settings of the whole arm, with `data` and `loop`
                  seed:int, folder:Path|None=None,
                  after_step:Callable|None=None,         # such as a constraint on the weights
+                 also:Sequence[str]=(),                 # data sets whose test people are lifted too
                 ) -> dict:
-    "Train one arm and score it: numbers in mm and % by split, the floors beside them, parameters, and the curve."
-    train, val, test = (make_split(config.data, split) for split in ("train", "val", "test"))
+    "Train one arm and score it: numbers in mm and % by set, floors, parameters, errors by clip and action of the test set, and the curve."
+    sets = {split: make_split(config.data, split) for split in SPLITS} | {name: make_split(replace(config.data, dataset=name), "test") for name in also}
+    train = sets.pop("train")
     with seeded(seed): model = build(train)
-    untrained = evaluate(model, val)["mpjpe"].value
+    untrained = watch_mpjpe(model, sets["val"])
     curve = fit(model, lambda number: train.batch(number, config.loop.batch, seed), loss, config.loop, folder=folder, seed=seed, settings=config,
-                after_step=after_step, evaluate=lambda m: {"val_mpjpe": watch_mpjpe(m, val)})
-    scores = {split: evaluate(model, data) for split, data in (("val", val), ("test", test))}
-    return {**{f"{split}_{name}": result.value for split, row in scores.items() for name, result in row.items()}, "untrained_val_mpjpe": untrained,
-            **floors(train, test), "parameters": count_parameters(model), "train_samples": len(train), "test_samples": len(test), "curve": curve}
+                after_step=after_step, evaluate=lambda m: {"val_mpjpe": watch_mpjpe(m, sets["val"])})
+    answers = {name: predict3d(model, data.joints2d, data.layout) for name, data in sets.items()}
+    scores = {f"{name}_{k}": r.value for name, data in sets.items() for k, r in score(answers[name], data).items()}
+    of = {kind: by_group(answers["test"], sets["test"], getattr(sets["test"], kind)) for kind in ("clips", "actions")}
+    return {**scores, "train_mpjpe": watch_mpjpe(model, train), "untrained_val_mpjpe": untrained, **floors(train, sets["test"]), "parameters": count_parameters(model),
+            "train_samples": len(train), **{f"{name}_samples": len(data) for name, data in sets.items()}, "test_by_clip": list(of["clips"].values()), "test_by_action": of["actions"], "curve": curve}
 
 def count_parameters(model:nn.Module) -> int:
     "How many numbers the model learns."

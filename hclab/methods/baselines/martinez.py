@@ -6,7 +6,7 @@
 __all__ = ['MartinezConfig', 'linear_layer', 'Block', 'Martinez', 'fit_statistics', 'loss', 'encoder', 'clip_weights',
            'MartinezArm', 'train_arm', 'load_martinez']
 
-# %% ../../../nbs/60_methods/baselines/01_martinez.ipynb #b531b8eb
+# %% ../../../nbs/60_methods/baselines/01_martinez.ipynb #ed7778fa
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from ...core.config import Config
-from ...tasks.lift3d import train_lifter
-from ...tasks.lift_data import SPLITS, LiftDataConfig, make_split
-from ...train.loop import LoopConfig, load_model, seeded
+from ...tasks.lift_arm import train_lifter
+from ...tasks.lift_data import LiftDataConfig
+from ...train.loop import LoopConfig, load_model
 
 # %% ../../../nbs/60_methods/baselines/01_martinez.ipynb #5a0221e0
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def clip_weights(model:Martinez) -> None:
     for layer in model.modules() if limit else ():
         if isinstance(layer, nn.Linear): layer.weight.mul_((limit/layer.weight.norm().clamp_min(1e-12)).clamp_max(1.0))
 
-# %% ../../../nbs/60_methods/baselines/01_martinez.ipynb #4f156e58
+# %% ../../../nbs/60_methods/baselines/01_martinez.ipynb #c152317b
 @dataclass(frozen=True)
 class MartinezArm(Config):
     "Everything that decides the numbers of one arm."
@@ -105,9 +105,7 @@ class MartinezArm(Config):
 
 def train_arm(config:MartinezArm, seed:int, folder:Path|None=None) -> dict:
     "Train one arm and score it: the numbers of `train_lifter`."
-    sets = {split: make_split(config.data, split) for split in SPLITS}
-    with seeded(seed): model = fit_statistics(Martinez(config.model), sets["train"].joints2d, sets["train"].joints3d)
-    return train_lifter(model, loss, sets, config.loop, seed, folder, settings=config, after_step=clip_weights)
+    return train_lifter(lambda train: fit_statistics(Martinez(config.model), train.joints2d, train.joints3d), loss, config, seed, folder, after_step=clip_weights)
 
 def load_martinez(path:Path|str) -> Martinez:
     "A trained network from a checkpoint of `train_arm` or from the assets of the package. Raises the errors of `load_model`."
