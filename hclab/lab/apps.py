@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BOX', 'camera_at', 'relift', 'to_world', 'scene', 'turn_camera']
 
-# %% ../../nbs/80_lab/10_apps.ipynb #c407221e
+# %% ../../nbs/80_lab/10_apps.ipynb #677a5faa
 import math
 from collections.abc import Callable
 
@@ -14,9 +14,10 @@ import torch
 from ..core.geometry import Camera
 from ..core.skeleton import skeleton
 from ..data.motion import Clip
-from ..tasks.lift3d import predict3d, score, see, LiftSet
+from ..tasks.lift3d import predict3d, score
+from ..tasks.lift_data import LiftDataConfig, make_set
 
-# %% ../../nbs/80_lab/10_apps.ipynb #8c2625ca
+# %% ../../nbs/80_lab/10_apps.ipynb #3756660b
 def camera_at(azimuth:float,        # degrees around the person, 0 = along -y
               distance:float=5.0,   # metres
               height:float=1.5,     # metres
@@ -31,11 +32,10 @@ def relift(clip:Clip,          # any layout that converts to H36M16
            model:Callable,     # screen joints -> metres
           ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, float]:
     "One pose through one camera: (screen joints (J,2), truth (J,3), answer (J,3), MPJPE in mm), camera frame."
-    joints2d, joints3d = see(clip.slice(frame, frame + 1), camera_at(azimuth))
-    if not len(joints2d): raise ValueError(f"frame {frame} is not wholly inside the picture at azimuth {azimuth:g}; choose another frame")
-    data = LiftSet(joints2d, joints3d, (clip.action,), "H36M16", "camera")
-    answer = predict3d(model, joints2d)
-    return joints2d[0], joints3d[0], answer[0], score(answer, data)["mpjpe"].value
+    try: data = make_set([clip.slice(frame, frame + 1)], [camera_at(azimuth)], LiftDataConfig(views=1))
+    except ValueError as e: raise ValueError(f"frame {frame} is not wholly inside the picture at azimuth {azimuth:g}; choose another frame") from e
+    answer = predict3d(model, data.joints2d)
+    return data.joints2d[0], data.joints3d[0], answer[0], score(answer, data)["mpjpe"].value
 
 # %% ../../nbs/80_lab/10_apps.ipynb #9fe8a945
 def to_world(joints:torch.Tensor, camera:Camera) -> torch.Tensor:

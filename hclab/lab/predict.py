@@ -6,7 +6,7 @@
 __all__ = ['ASSETS', 'PRETRAINED', 'JUMP', 'READERS', 'load_pretrained', 'without_rest_frame', 'read_motion', 'Lifted',
            'lift_clip', 'picture', 'predict_lift3d']
 
-# %% ../../nbs/80_lab/09_predict.ipynb #f7b4fcf0
+# %% ../../nbs/80_lab/09_predict.ipynb #77fec123
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,8 @@ from ..core.skeleton import skeleton
 from ..data.motion import Clip
 from ..data.readers.bvh import read_bvh, to_h36m
 from ..methods.baselines.martinez import load_martinez
-from ..tasks.lift3d import LiftDataConfig, LiftSet, make_set, predict3d, score
+from ..tasks.lift3d import predict3d, score
+from ..tasks.lift_data import LiftDataConfig, LiftSet, make_set
 
 # %% ../../nbs/80_lab/09_predict.ipynb #3b38d888
 ASSETS = Path(__file__).resolve().parents[1]/"assets" if "__file__" in globals() else Path("../../hclab/assets").resolve()

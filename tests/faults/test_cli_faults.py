@@ -68,7 +68,7 @@ BLOCKED = textwrap.dedent("""
     for m in pkgutil.walk_packages(hclab.__path__, 'hclab.'):
         if not m.name.endswith('_modidx'): importlib.import_module(m.name)
     from hclab.data.grammar import generate
-    from hclab.tasks.lift3d import LiftDataConfig, make_split
+    from hclab.tasks.lift_data import LiftDataConfig, make_split
     from hclab.methods.baselines.martinez import Martinez, MartinezConfig
     import torch
     data = make_split(LiftDataConfig.for_profile('smoke', performers=(1, 1, 1), seconds=1.0), 'train')

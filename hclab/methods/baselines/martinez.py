@@ -6,7 +6,7 @@
 __all__ = ['MartinezConfig', 'linear_layer', 'Block', 'Martinez', 'fit_statistics', 'loss', 'encoder', 'clip_weights',
            'MartinezArm', 'train_arm', 'load_martinez']
 
-# %% ../../../nbs/60_methods/baselines/01_martinez.ipynb #52917698
+# %% ../../../nbs/60_methods/baselines/01_martinez.ipynb #ed7778fa
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from ...core.config import Config
-from ...tasks.lift3d import LiftDataConfig, evaluate, floors, make_split, watch_mpjpe
-from ...train.loop import LoopConfig, fit, load_model, seeded
+from ...tasks.lift_arm import train_lifter
+from ...tasks.lift_data import LiftDataConfig
+from ...train.loop import LoopConfig, load_model
 
 # %% ../../../nbs/60_methods/baselines/01_martinez.ipynb #5a0221e0
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def clip_weights(model:Martinez) -> None:
     for layer in model.modules() if limit else ():
         if isinstance(layer, nn.Linear): layer.weight.mul_((limit/layer.weight.norm().clamp_min(1e-12)).clamp_max(1.0))
 
-# %% ../../../nbs/60_methods/baselines/01_martinez.ipynb #5b4ad978
+# %% ../../../nbs/60_methods/baselines/01_martinez.ipynb #c152317b
 @dataclass(frozen=True)
 class MartinezArm(Config):
     "Everything that decides the numbers of one arm."
@@ -103,15 +104,8 @@ class MartinezArm(Config):
                 for p in ("smoke", "cpu", "gpu")}  # 0.01 was chosen on validation people in 70_papers/martinez
 
 def train_arm(config:MartinezArm, seed:int, folder:Path|None=None) -> dict:
-    "Train one arm and score it. Returns numbers in mm and % by split, the floors beside them, and the curve."
-    train, val, test = (make_split(config.data, split) for split in ("train", "val", "test"))
-    with seeded(seed): model = fit_statistics(Martinez(config.model), train.joints2d, train.joints3d)
-    untrained = evaluate(model, val)["mpjpe"].value
-    curve = fit(model, lambda number: train.batch(number, config.loop.batch, seed), loss, config.loop, folder=folder, seed=seed, settings=config,
-                after_step=clip_weights, evaluate=lambda m: {"val_mpjpe": watch_mpjpe(m, val)})
-    scores = {split: {k: r.value for k, r in evaluate(model, data).items()} for split, data in (("val", val), ("test", test))}
-    return {**{f"{s}_{k}": v for s, rows in scores.items() for k, v in rows.items()}, "untrained_val_mpjpe": untrained,
-            **floors(train, test), "train_samples": len(train), "test_samples": len(test), "curve": curve}
+    "Train one arm and score it: the numbers of `train_lifter`."
+    return train_lifter(lambda train: fit_statistics(Martinez(config.model), train.joints2d, train.joints3d), loss, config, seed, folder, after_step=clip_weights)
 
 def load_martinez(path:Path|str) -> Martinez:
     "A trained network from a checkpoint of `train_arm` or from the assets of the package. Raises the errors of `load_model`."
