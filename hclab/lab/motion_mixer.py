@@ -167,7 +167,7 @@ def show_frame(view, st:Stage, frame:int) -> None:
     with view.batch_update():
         for trace, new in zip(st.moving, st.at(frame), strict=True): view.data[trace].update(new)
 
-# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #d3f9d165
+# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #becf2f61
 def _controls(w, take:Take) -> dict:
     "Widgets by name."
     wide, words = w.Layout(width="320px"), {"description_width": "84px"}
@@ -177,7 +177,7 @@ def _controls(w, take:Take) -> dict:
         performer=w.IntSlider(take.performer, 0, 39, 1, description="performer", continuous_update=False, layout=wide, style=words),
         tempo=slider("tempo", take.tempo, 0.5, 1.6), amplitude=slider("amplitude", take.amplitude, 0.6, 1.4), noise=slider("noise", take.noise, 0.0, 4.0),
         seconds=slider("seconds", take.seconds, 1.0, 10.0), seed=w.IntSlider(take.seed, 0, 20, 1, description="take", continuous_update=False, layout=wide, style=words),
-        frame=w.IntSlider(0, 0, 1, 1, description="frame", layout=w.Layout(width="370px"), style={"description_width": "44px"}),
+        frame=w.IntSlider(0, 0, 1, 1, description="frame", layout=w.Layout(width="290px"), style={"description_width": "44px"}),
         play=w.Play(value=0, min=0, max=1, interval=80, show_repeat=False, layout=w.Layout(width="90px", height="32px")),
         speed=w.Dropdown(options=list(SPEEDS), value="1", description="speed", tooltip="times life", layout=w.Layout(width="110px"), style={"description_width": "44px"}),
         cut=w.FloatRangeSlider(value=(0, take.seconds), min=0, max=take.seconds, step=0.1, description="cut (s)", readout_format=".1f", continuous_update=False, layout=wide, style=words),
@@ -185,7 +185,7 @@ def _controls(w, take:Take) -> dict:
         blend=slider("blend (s)", 0.4, 0.0, 1.5), join=w.Button(description="join and play", button_style="primary"),
         name=w.Text("mine" + KEPT, layout=w.Layout(width="200px"), continuous_update=True), save=w.Button(description="save", layout=w.Layout(width="110px")), says=w.HTML())
 
-# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #f908d88e
+# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #dafdfa6c
 class MotionMixer:
     "The app; `widget` is what a notebook shows. Needs a live kernel."
 
@@ -197,7 +197,10 @@ class MotionMixer:
         self.desk, self.folder, self._busy, self._refresh, self._last = Desk(take or Take()), Path(folder), False, REFRESH, 0.0
         self.stage = on_stage(self.desk.draw())
         self.view = go.FigureWidget(self.stage.figure)
-        self.view.update_layout(width=590, margin=dict(t=6, b=48), title=None, xaxis_domain=[0.28, 0.985])
+        # with JupyterLab's files open beside it, 1280 pixels leave about 500 for the stage
+        small = dict(title=dict(font=dict(size=12)), tickfont=dict(size=11))
+        self.view.update_layout(width=500, margin=dict(t=6, b=48, l=4, r=4), title=None, xaxis_domain=[0.33, 0.985], scene=dict(domain=dict(x=[0.1, 1]), xaxis=small, yaxis=small, zaxis=small),
+                                legend=dict(x=1, xanchor="right", y=1, font=dict(size=10), itemwidth=30), legend2_x=0)
         self.c = _controls(w, self.desk.take)
         self.widget = self._layout(w)
         self._connect(w)
