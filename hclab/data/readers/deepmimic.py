@@ -39,13 +39,14 @@ TURNING = dict(hips=4, spine=8, neck=12, rhip=16, rknee=20, rankle=21, rshoulder
 HINGES = ("rknee", "relbow", "lknee", "lelbow")
 BALLS = {n: slice(at, at + 4) for n, at in TURNING.items() if n not in HINGES}   # joint -> columns of its quaternion
 
-# %% ../../../nbs/20_data/readers/12_deepmimic.ipynb #a09d24e7
+# %% ../../../nbs/20_data/readers/12_deepmimic.ipynb #9a61945a
 BLOCK = 256           # frames that are worked on at a time
 FAR = 100.0           # metres from the origin to the root
 MAX_BYTES = 1 << 28   # 256 MB of text are ten hours of motion
 
 LENGTHS = (0.5, 1.5)  # of a quaternion that is still normalised; see the cell after the comparison for what DeepMimic's files hold
 
+# %% ../../../nbs/20_data/readers/12_deepmimic.ipynb #17688728
 class _Json:
     "A JSON text with a place in it."
     def __init__(self, text:str, path):

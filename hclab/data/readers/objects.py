@@ -232,7 +232,7 @@ def _unpickle(stream:_Stream):
     except (ValueError, struct.error, OverflowError, MemoryError, UnicodeError, AttributeError, TypeError) as e: stream.fail(f"this pickle is not read: {str(e) or type(e).__name__}")
     return root
 
-# %% ../../../nbs/20_data/readers/09_objects.ipynb #d448ea6f
+# %% ../../../nbs/20_data/readers/09_objects.ipynb #4e2c82e3
 MAX_RATIO = 200             # unpacked to packed bytes of a large member; recorded joints reach about ten
 
 def read_pickle(path,                     # a .pkl file
@@ -267,6 +267,7 @@ def _plain(stream:_Stream, shape:tuple, dtype:np.dtype, fortran:bool, columns:di
     array.flags.writeable = False
     return array
 
+# %% ../../../nbs/20_data/readers/09_objects.ipynb #f464cf0f
 def _read_npy(stream:_Stream, columns:dict):
     "The array of an open .npy member; objects through `_unpickle`."
     if stream.read(6) != b"\x93NUMPY": stream.fail("not the beginning of an .npy file")
