@@ -81,7 +81,7 @@ class _Json:
         except ValueError as e: self.fail(f"{wanted}: {str(e)[:80]}")   # an integer of thousands of digits
         return found
 
-# %% ../../../nbs/20_data/readers/12_deepmimic.ipynb #94781339
+# %% ../../../nbs/20_data/readers/12_deepmimic.ipynb #583a136e
 def _row(source:_Json, number:int) -> np.ndarray:
     "(44,) float32: one checked row."
     row = source.value(f"frame {number}")
@@ -105,6 +105,7 @@ def _rows(source:_Json) -> np.ndarray:
         while source.take(",]", "',' or ']' after a frame") == ",": rows.extend(_row(source, len(rows) // ROW + 1))
     return np.frombuffer(rows, np.float32).reshape(-1, ROW) if rows else np.empty((0, ROW), np.float32)
 
+# %% ../../../nbs/20_data/readers/12_deepmimic.ipynb #c18389a9
 def _read_text(path) -> str:
     "The text of a file that isn't absurdly large, without keeping more than it."
     if (size := Path(path).stat().st_size) > MAX_BYTES: raise DeepMimicError(f"{path}: {size:,} bytes; a motion file has at most {MAX_BYTES:,}, so split it")
