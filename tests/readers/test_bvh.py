@@ -108,7 +108,6 @@ def test_a_missing_file_is_the_systems_own_error(tmp_path):
 
 def rig(convention):
     "(name, parent, offset) of a standing person, y up, facing +z, left is +x, metres."
-    cmu = convention == "CMU (Hahne)"
     limbs = ("Hip", "Knee", "Ankle", "Shoulder", "Elbow", "Wrist") if convention == "Biovision" else ("UpLeg", "Leg", "Foot", "Arm", "ForeArm", "Hand")
     trunk = dict(zip(("CMU (Hahne)", "Mixamo", "Biovision"), (["LowerBack", "Spine", "Neck", "Head"], ["Spine", "Spine1", "Neck", "Head"], ["Chest", "Neck", "Head"])))[convention]
     bones = [("Hips", None, (0, 0, 0))]

@@ -39,13 +39,14 @@ TURNING = dict(hips=4, spine=8, neck=12, rhip=16, rknee=20, rankle=21, rshoulder
 HINGES = ("rknee", "relbow", "lknee", "lelbow")
 BALLS = {n: slice(at, at + 4) for n, at in TURNING.items() if n not in HINGES}   # joint -> columns of its quaternion
 
-# %% ../../../nbs/20_data/readers/12_deepmimic.ipynb #a09d24e7
+# %% ../../../nbs/20_data/readers/12_deepmimic.ipynb #9a61945a
 BLOCK = 256           # frames that are worked on at a time
 FAR = 100.0           # metres from the origin to the root
 MAX_BYTES = 1 << 28   # 256 MB of text are ten hours of motion
 
 LENGTHS = (0.5, 1.5)  # of a quaternion that is still normalised; see the cell after the comparison for what DeepMimic's files hold
 
+# %% ../../../nbs/20_data/readers/12_deepmimic.ipynb #17688728
 class _Json:
     "A JSON text with a place in it."
     def __init__(self, text:str, path):
@@ -80,7 +81,7 @@ class _Json:
         except ValueError as e: self.fail(f"{wanted}: {str(e)[:80]}")   # an integer of thousands of digits
         return found
 
-# %% ../../../nbs/20_data/readers/12_deepmimic.ipynb #94781339
+# %% ../../../nbs/20_data/readers/12_deepmimic.ipynb #583a136e
 def _row(source:_Json, number:int) -> np.ndarray:
     "(44,) float32: one checked row."
     row = source.value(f"frame {number}")
@@ -104,6 +105,7 @@ def _rows(source:_Json) -> np.ndarray:
         while source.take(",]", "',' or ']' after a frame") == ",": rows.extend(_row(source, len(rows) // ROW + 1))
     return np.frombuffer(rows, np.float32).reshape(-1, ROW) if rows else np.empty((0, ROW), np.float32)
 
+# %% ../../../nbs/20_data/readers/12_deepmimic.ipynb #c18389a9
 def _read_text(path) -> str:
     "The text of a file that isn't absurdly large, without keeping more than it."
     if (size := Path(path).stat().st_size) > MAX_BYTES: raise DeepMimicError(f"{path}: {size:,} bytes; a motion file has at most {MAX_BYTES:,}, so split it")

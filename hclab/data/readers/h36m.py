@@ -6,14 +6,14 @@
 __all__ = ['SUBJECTS', 'ACTIONS', 'FPS', 'BROKEN', 'LAYOUTS', 'H36MError', 'action_of', 'read_positions', 'clip_of', 'clips',
            'Keypoints', 'read_keypoints', 'sample_of']
 
-# %% ../../../nbs/20_data/readers/16_h36m.ipynb #c1771602
+# %% ../../../nbs/20_data/readers/16_h36m.ipynb #a8241972
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 import torch
 from ...core.config import did_you_mean
-from ...core.geometry import H36M_IDS, h36m_camera
+from ...core.geometry import h36m_camera
 from ...core.skeleton import skeleton
 from ..motion import Clip, person_size
 from .objects import ObjectError, read_npz

@@ -52,7 +52,7 @@ class _Stream:
         if not line.endswith(b"\n"): self.fail("a line without end; this is no pickle of data")
         return line
 
-# %% ../../../nbs/20_data/readers/09_objects.ipynb #72061ccb
+# %% ../../../nbs/20_data/readers/09_objects.ipynb #ef42b0e4
 TYPES = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|U\d{1,4}|S\d{1,4}|O8?|\?)")   # what a data set of poses is made of
 
 def _dtype(code, order:str="") -> np.dtype:
@@ -65,7 +65,7 @@ def _array(shape, dtype:np.dtype, data, fortran:bool):
     "An array over `data`; a list of objects stays a list, a single object stays itself. Raises `ValueError` where sizes disagree."
     if not isinstance(shape, tuple) or len(shape) > 8 or not all(type(n) is int and n >= 0 for n in shape): raise ValueError(f"an array of shape {str(shape)[:60]}")
     count = math.prod(shape)
-    if dtype == object:
+    if dtype.hasobject:
         if not isinstance(data, list) or len(data) != count or len(shape) > 1: raise ValueError(f"an object array of shape {shape} with {type(data).__name__} inside; up to one dimension is read")
         return data if shape else data[0]
     if isinstance(data, str): data = data.encode("latin1")   # Python 2 wrote bytes as text
@@ -73,7 +73,7 @@ def _array(shape, dtype:np.dtype, data, fortran:bool):
         raise ValueError(f"{len(data) if hasattr(data, '__len__') else 0:,} bytes for an array of shape {shape} and type {dtype}, which needs {count * dtype.itemsize:,}")
     return np.ndarray(shape, dtype, buffer=data, order="F" if fortran else "C") if count else np.zeros(shape, dtype)
 
-# %% ../../../nbs/20_data/readers/09_objects.ipynb #c13bba6d
+# %% ../../../nbs/20_data/readers/09_objects.ipynb #024abafb
 class _Name(str):
     "A function or class that a pickle asked for; only compared, never imported."
 
@@ -98,7 +98,7 @@ def _call(name, args):
     if not isinstance(name, _Name) or not isinstance(args, tuple): raise ValueError("a call of something that is no function")
     if name == "_reconstruct" and len(args) == 3 and args[0] == "ndarray" and isinstance(args[0], _Name): return _Pending()
     if name == "dtype" and args: return _Type(args[0])
-    if name == "scalar" and len(args) == 2 and isinstance(args[0], _Type) and args[0].dtype != object: return _array((), args[0].dtype, args[1], False)[()]
+    if name == "scalar" and len(args) == 2 and isinstance(args[0], _Type) and not args[0].dtype.hasobject: return _array((), args[0].dtype, args[1], False)[()]
     if name == "_frombuffer" and len(args) == 4 and isinstance(args[1], _Type): return _array(args[2], args[1].dtype, args[0], args[3] == "F")
     if name == "bytes" and args == (): return b""            # how old protocols write no bytes at all
     if name == "encode" and len(args) == 2 and isinstance(args[0], str) and args[1] in ("latin1", "latin-1"): return args[0].encode("latin1")
@@ -232,7 +232,7 @@ def _unpickle(stream:_Stream):
     except (ValueError, struct.error, OverflowError, MemoryError, UnicodeError, AttributeError, TypeError) as e: stream.fail(f"this pickle is not read: {str(e) or type(e).__name__}")
     return root
 
-# %% ../../../nbs/20_data/readers/09_objects.ipynb #c95f5868
+# %% ../../../nbs/20_data/readers/09_objects.ipynb #4e2c82e3
 MAX_RATIO = 200             # unpacked to packed bytes of a large member; recorded joints reach about ten
 
 def read_pickle(path,                     # a .pkl file
@@ -267,6 +267,7 @@ def _plain(stream:_Stream, shape:tuple, dtype:np.dtype, fortran:bool, columns:di
     array.flags.writeable = False
     return array
 
+# %% ../../../nbs/20_data/readers/09_objects.ipynb #f464cf0f
 def _read_npy(stream:_Stream, columns:dict):
     "The array of an open .npy member; objects through `_unpickle`."
     if stream.read(6) != b"\x93NUMPY": stream.fail("not the beginning of an .npy file")
@@ -279,10 +280,10 @@ def _read_npy(stream:_Stream, columns:dict):
     if not form: stream.fail(f"the header {text[:80]!r} is not that of a plain array; structured types are not read")
     try:
         dtype, shape = _dtype(form[1]), tuple(int(n) for n in form[3].split(",") if n.strip())
-        plain = None if dtype == object else _plain(stream, shape, dtype, form[2] == "True", columns)
+        plain = None if dtype.hasobject else _plain(stream, shape, dtype, form[2] == "True", columns)
     except ObjectError: raise
     except (ValueError, OverflowError, MemoryError) as e: stream.fail(str(e))
-    return _unpickle(stream) if dtype == object else plain
+    return _unpickle(stream) if dtype.hasobject else plain
 
 # %% ../../../nbs/20_data/readers/09_objects.ipynb #3a1f9284
 def read_npz(path,                        # an .npz file

@@ -150,7 +150,7 @@ def frame_sample(annotations:Annotations, entry:Entry, frame:int) -> dict:
     sample = dict(joints2d=joints[here], visibility=(2 * seen[here]).to(torch.int8), skeleton=annotations.layout, action=entry.label, source=f"{annotations.source} {entry.frame_dir}", index=frame)
     return sample | (dict(image_size=entry.image_size) if entry.image_size else {})
 
-# %% ../../../nbs/20_data/readers/18_pyskl.ipynb #d590b256
+# %% ../../../nbs/20_data/readers/18_pyskl.ipynb #16922655
 def save_npz(path, annotations:Annotations):
     "`annotations` as an .npz of plain arrays: names, labels, people, frames, image_sizes, keypoints (sum of M*T, V, C), scores where there are any, split/NAME. Raises `PysklError` for recordings of mixed kinds."
     e = annotations.entries
@@ -180,7 +180,7 @@ def load_npz(path) -> Annotations:
     if "scores" in a and not (isinstance(a["scores"], np.ndarray) and a["scores"].shape == a["keypoints"].shape[:2]): raise PysklError(f"{path}[scores]: not one for each of the keypoints")
     ends, entries = np.cumsum(counts), []
     for i, (start, end) in enumerate(zip(np.r_[0, ends[:-1]], ends)):
-        cut = lambda x: x[start:end].reshape(int(a["people"][i]), int(a["frames"][i]), *x.shape[1:])
+        cut = lambda x, i=i, start=start, end=end: x[start:end].reshape(int(a["people"][i]), int(a["frames"][i]), *x.shape[1:])
         raw = dict(frame_dir=str(a["names"][i]), label=a["labels"][i], total_frames=int(a["frames"][i]), keypoint=cut(a["keypoints"]))
         if "scores" in a: raw["keypoint_score"] = cut(a["scores"])
         if a["image_sizes"][i].any(): raw["img_shape"] = tuple(a["image_sizes"][i])

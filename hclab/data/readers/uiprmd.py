@@ -50,7 +50,7 @@ def parse_name(path) -> tuple[int, int, int, bool]:
     if not 1 <= movement <= len(MOVEMENTS): raise UIPRMDError(f"{path}: movement {movement} is none of 1 to {len(MOVEMENTS)}")
     return movement, subject, episode, bool(found[5])
 
-# %% ../../../nbs/20_data/readers/13_uiprmd.ipynb #5be2af9b
+# %% ../../../nbs/20_data/readers/13_uiprmd.ipynb #120ba27b
 def _lines(path):
     "Lines of a text file, compressed or not; damage becomes `UIPRMDError` with the line."
     number = 0
@@ -66,7 +66,7 @@ def _numbers(path, limit:float) -> np.ndarray:
     "(T,22,3) float32 of one file. Raises `UIPRMDError` with file and line."
     def fail(text): raise UIPRMDError(f"{path}:{number}: {text}")
     buffer, number = array("f"), 1
-    for number, line in _lines(path):
+    for number, line in _lines(path):   # noqa: B007 - `fail` names the line
         words = line.replace(",", " ").split()
         if not words: continue
         if len(words) == 117: fail("a row of 117 numbers is one of UI-PRMD's Vicon half (39 joints); only the Kinect half (22 joints) is read")
