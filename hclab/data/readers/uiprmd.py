@@ -83,19 +83,19 @@ def _is_number(word:str) -> bool:
     try: float(word); return True
     except ValueError: return False
 
-# %% ../../../nbs/20_data/readers/13_uiprmd.ipynb #6c3346c2
+# %% ../../../nbs/20_data/readers/13_uiprmd.ipynb #190b59b8
 def decode(positions:np.ndarray, # (T,22,3) centimetres: the waist in the room, the others in their parents' frames
            angles:np.ndarray,    # (T,22,3) degrees, about x, y, z
            order:str="ZYX"       # of the three turns; "ZXY" is what keeps feet on the floor, see below
           ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     "Joints (T,22,3), local rotations (T,22,4) and bones (T,22,3), float32, metres, world's axes. Vakanski et al. 2018."
     joints, turns, bones = (torch.empty(len(positions), 22, n) for n in (3, 4, 3))
-    for a in range(0, len(positions), BLOCK): joints[a:a + BLOCK], turns[a:a + BLOCK], bones[a:a + BLOCK] = _decode(positions[a:a + BLOCK], angles[a:a + BLOCK])
+    for a in range(0, len(positions), BLOCK): joints[a:a + BLOCK], turns[a:a + BLOCK], bones[a:a + BLOCK] = _decode(positions[a:a + BLOCK], angles[a:a + BLOCK], order)
     return joints, turns, bones
 
 BLOCK = 64   # frames: the work in float64 takes a hundred times the room of the result
 
-def _decode(positions:np.ndarray, angles:np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _decode(positions:np.ndarray, angles:np.ndarray, order:str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     "`decode` for a few frames, float64."
     turn = torch.tensor(Y_UP, dtype=torch.float64)
     places = torch.from_numpy(positions.astype(np.float64)) / 100 @ turn.T
