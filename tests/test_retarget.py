@@ -263,8 +263,7 @@ def test_axes_and_frames_of_a_rig_do_not_matter():
     assert (out.joints - want).abs().max() < 1e-3
     with pytest.raises(RetargetError, match="no standing pose"): Rig(rig.skeleton, offsets.numpy())
     # and as a source, with the standing frame given
-    still = retarget(generate("idle", 1, .2, layout="FIGURE"), odd)
-    again = retarget(join([still, out], carry=False, action="x") if False else out, rig, source=odd)
+    again = retarget(out, rig, source=odd)
     assert (again.joints - want).abs().max() < 2e-3
     assert "could not be used" in retarget(out, rig).derived["twist"], "rotations of a zero pose that doesn't stand are not used in silence"
 
@@ -296,7 +295,7 @@ def test_result_is_a_clip_like_any_other():
     out = retarget(generate("walk", 3, 1, layout="FIGURE"), RIGS["child"])
     part = out.slice(5, 20).resample(25)
     assert isinstance(part, Retargeted) and part.scale == out.scale and part.rotations is not None and "Clip(" in repr(out) and len(join([out, out])) == 2 * len(out)
-    assert abs(out.scale - leg_length(completed(RIGS["child"])) / leg_length({n: out.joints[:1, 0].double().numpy() for n in ()} or completed(figure_rig(3)))) < .01
+    assert abs(out.scale - leg_length(completed(RIGS["child"])) / leg_length(completed(figure_rig(3)))) < .01
 
 
 # ------------------------------------------------------------------------------------------------ refused
@@ -326,7 +325,7 @@ BONES = a_pose_body()
 @pytest.mark.parametrize("make, says", [
     (lambda: rig_from_bones(BONES[0], BONES[1], 1000 * BONES[2]), r"millimetres\?"), (lambda: rig_from_bones(BONES[0], BONES[1], BONES[2][:-1]), "heads"), (lambda: rig_from_bones(BONES[0], ["nobody", *BONES[1][1:]], BONES[2]), "'nobody' is the parent"),
     (lambda: rig_from_bones([n.replace("foot.R", "hoof") for n in BONES[0]], [n.replace("foot.R", "hoof") for n in BONES[1]], BONES[2]), "no bone for right_ankle; give points"),
-    (lambda: rig_from_bones(BONES[0], BONES[1], BONES[2] * (-1, 1, 1)), "toes point backwards"), (lambda: rig_from_bones(BONES[0], BONES[1], BONES[2] * (1, 1, 0)), "lie at one place|no standing pose|hang down"),
+    (lambda: rig_from_bones(BONES[0], BONES[1], BONES[2] * (-1, 1, 1)), "toes point backwards"), (lambda: rig_from_bones(BONES[0], BONES[1], BONES[2] * (1, 1, 0)), "legs of 0.05"),
     (lambda: Rig(FIGURE, offsets_of(Performer())[:-1]), r"shape \(50, 3\), got \(49, 3\)"), (lambda: Rig(FIGURE, offsets_of(Performer()) * np.nan), "not finite"),
     (lambda: Rig(FIGURE, offsets_of(Performer()), None, {"left_hipp": "left_hip"}), "did you mean 'left_hip'"), (lambda: Rig(FIGURE, offsets_of(Performer()), None, {"left_hip": "left_thigh"}), "Accepted: "),
     (lambda: Rig(FIGURE, offsets_of(Performer()), None, {"left_hip": "left_hip", "left_knee": "left_hip"}), "given to two bones"),
