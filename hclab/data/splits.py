@@ -134,8 +134,8 @@ def distances(a:torch.Tensor, # (N,16,J,3) metres
     "(N,M) metres: root mean square distance of joints."
     return torch.cdist(a.flatten(1), b.flatten(1), compute_mode="donot_use_mm_for_euclid_dist") / (a.shape[1] * a.shape[2]) ** .5
 
-# %% ../../nbs/20_data/06b_splits.ipynb #b5c94770
-DUPLICATE = 0.012   # metres
+# %% ../../nbs/20_data/06b_splits.ipynb #22f676ae
+DUPLICATE = 0.005   # metres
 
 def guard(test:list[Item], train:list[Item], threshold:float=DUPLICATE):
     "The distance of each test item's true motion to the nearest training item of its action, (N,) metres, infinite where there is none. Raises `SplitError` where one is nearer than `threshold`."
