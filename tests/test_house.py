@@ -2,6 +2,8 @@
 import importlib.util
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,6 +133,13 @@ def test_exports_are_in_sync(tmp_path):
     assert sorted(made) == sorted(kept), "a module without a notebook, or a notebook that was never exported"
     different = [name for name in kept if _without_paths(kept[name]) != _without_paths(made[name])]
     assert not different, f"{different} differ from their notebooks: edit the notebook, then export"
+
+
+def test_the_linter_finds_nothing():
+    "An undefined or unused name, most of all in a branch that no test takes."
+    pytest.importorskip("ruff", reason="ruff is in the dev extra")
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "--output-format", "concise", "hclab", "tests"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_path_comments_are_the_only_thing_ignored():

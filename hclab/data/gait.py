@@ -41,7 +41,7 @@ WALK = Gait(step=.86, rate=.91, contact=.60, flat=(.11, .38), land=17.0, leave=6
 RUN = Gait(step=1.47, rate=1.34, contact=.38, flat=(.08, .16), land=8.0, leave=66.0, rise=1.7, kick=.40, bob=.122, top=.69, knee=21.0, lean=7.0, arm=1.8, elbow=72.0, arm_mid=-20.0, width=.7, strike=.0010,
            limits=((.8, 1.15), (.85, 1.15)))
 
-# %% ../../nbs/20_data/03c_gait.ipynb #88871360
+# %% ../../nbs/20_data/03c_gait.ipynb #13d1ab68
 def roll_in_contact(phase:np.ndarray, g:Gait) -> np.ndarray:
     "Degrees of roll at `phase` in [0, g.contact]: toes come down, the foot is flat, the heel rises."
     return -g.land * (1 - np.clip(phase / g.flat[0], 0, 1))**2 + g.leave * np.clip((phase - g.flat[1]) / (g.contact - g.flat[1]), 0, 1)**g.rise
@@ -72,7 +72,7 @@ def footsteps(cycle:np.ndarray,   # (T,) cycles walked by this foot: integer at 
     swing = _hermite(w, rolls[1], rolls[2], 0, (rolls[3] - rolls[2]) / h * free) + (rolls[1] - rolls[0]) / h * free * w * (1 - w)**8
     flying = phase >= g.contact
     roll = np.where(flying, swing, roll_in_contact(np.minimum(phase, g.contact), g))
-    over, a = ankle_over(roll, f), math.radians(toe_out)
+    over = ankle_over(roll, f)
     x = here[:, 0] + np.where(flying, forward - over[:, 0], 0)
     # the foot points outwards: what the roll adds along the foot is taken off across
     y = here[:, 1] + np.where(flying, (there - here)[:, 1] * w * w * (3 - 2 * w), 0)

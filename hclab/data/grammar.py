@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['POSTURES', 'ACTIONS', 'Action', 'action', 'local_rotations', 'to_clip', 'generate']
 
-# %% ../../nbs/20_data/04_grammar.ipynb #bbf7754c
+# %% ../../nbs/20_data/04_grammar.ipynb #a8c95cd4
 import math, zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from ..core.skeleton import conversion, skeleton
 from .figure import FIGURE, Pose, figure_of, mirrored, moved
 from .gestures import GESTURES
 from .motion import Clip, ClipError
-from .performers import Performer, segment_lengths
+from .performers import Performer
 from .whole_body import WHOLE_BODY
 
 # %% ../../nbs/20_data/04_grammar.ipynb #25b31f2e

@@ -6,14 +6,14 @@
 __all__ = ['SIZE_LIMITS', 'ROTATION_TOLERANCE', 'ClipError', 'person_size', 'depths', 'forward_kinematics', 'Clip', 'cut',
            'resample', 'place', 'join', 'split_performers']
 
-# %% ../../nbs/20_data/00_motion.ipynb #6491c6a1
+# %% ../../nbs/20_data/00_motion.ipynb #5c6b201d
 import math
 from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from ..core.config import did_you_mean
 from ..core.geometry import quaternion_multiply, quaternion_rotate, slerp
-from ..core.skeleton import Skeleton, skeleton
+from ..core.skeleton import Skeleton
 
 # %% ../../nbs/20_data/00_motion.ipynb #b4acc749
 class ClipError(ValueError):

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LEFT_HANDERS', 'SPREAD', 'SEGMENTS', 'Performer', 'segment_lengths']
 
-# %% ../../nbs/20_data/02_performers.ipynb #f459aa27
-from dataclasses import dataclass, fields
+# %% ../../nbs/20_data/02_performers.ipynb #f2eedb18
+from dataclasses import dataclass
 import numpy as np
 from .motion import ClipError
 

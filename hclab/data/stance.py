@@ -6,12 +6,11 @@
 __all__ = ['MASSES', 'ARM', 'LEG', 'MIDFOOT', 'smooth', 'keys', 'wobble', 'Beats', 'beats', 'hold', 'reach_of', 'settle',
            'centre_of_mass', 'ground', 'standing', 'raise_arm', 'hold_hand', 'look', 'Step', 'take_steps', 'step_over']
 
-# %% ../../nbs/20_data/03b_stance.ipynb #ffcfc0a6
+# %% ../../nbs/20_data/03b_stance.ipynb #8d5c2b43
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 import numpy as np
-from .figure import Pose, ankles_of, apply, blend, concatenate, rest_pose_of, solve, turn
+from .figure import Pose, ankles_of, apply, blend, rest_pose_of, solve, turn
 from .motion import ClipError
 from .performers import Performer, segment_lengths
 
@@ -173,7 +172,7 @@ def look(pose:Pose, performer:Performer, left:float, down:float, w) -> None:
     w = np.asarray(w) * (.55 + .75 * performer.follow)
     pose.head_turn[:, 0] += w * left; pose.head_turn[:, 2] += w * down
 
-# %% ../../nbs/20_data/03b_stance.ipynb #6288f7e6
+# %% ../../nbs/20_data/03b_stance.ipynb #bf0dd4bd
 @dataclass(frozen=True)
 class Step:
     "One foot goes to another footprint."
@@ -187,7 +186,7 @@ def take_steps(pose:Pose, t:np.ndarray, steps) -> np.ndarray:
     "Let the feet of `pose` take `steps` from where they are; in place. Returns (T,2), the share of the weight on each foot. Raises `ClipError` where a foot is in the air twice."
     free = np.zeros((len(t), 2))
     for s in sorted(steps, key=lambda s: s.start):
-        w, long = (t - s.start) / (s.end - s.start), s.end - s.start
+        w = (t - s.start) / (s.end - s.start)
         if ((free[:, s.foot] > 0) & (w > 0) & (w < 1)).any(): raise ClipError(f"the {'left right'.split()[s.foot]} foot is in the air twice at {s.start:.2f} s; end one step before the next")
         x = np.clip(w, 0, 1); there, q = smooth((w - .1) / .8), 64 * (x * (1 - x))**3
         foot = pose.feet[:, s.foot]

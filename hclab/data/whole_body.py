@@ -6,13 +6,13 @@
 __all__ = ['LEFT', 'RIGHT', 'GRAVITY', 'WHOLE_BODY', 'walk', 'run', 'squat', 'bow', 'pick_up', 'lift', 'lunge', 'kick', 'balance',
            'jump', 'jumping_jack', 'march', 'turn_around', 'sit_down', 'stand_up', 'fall', 'get_up']
 
-# %% ../../nbs/20_data/03e_whole_body.ipynb #da329fae
+# %% ../../nbs/20_data/03e_whole_body.ipynb #a035d30d
 import math
 import numpy as np
-from .figure import Pose, apply, moved, send, turn
+from .figure import Pose, send
 from .gait import RUN, WALK, going
 from .performers import Performer, segment_lengths
-from .stance import Step, beats, ground, hold, hold_hand, keys, look, raise_arm, settle, smooth, standing, take_steps, wobble
+from .stance import beats, ground, hold, hold_hand, keys, look, raise_arm, settle, smooth, standing, take_steps, wobble
 
 LEFT, RIGHT, GRAVITY = 0, 1, 9.81
 
@@ -311,7 +311,7 @@ def fall(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
         pose.roll[:, i] -= 22 * keys(s, [.25, .5, .8, 1.0], [0, 1, .3, 0])       # heels hold, toes come up
     return pose
 
-# %% ../../nbs/20_data/03e_whole_body.ipynb #2e172275
+# %% ../../nbs/20_data/03e_whole_body.ipynb #c22ceb85
 def get_up(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     "From lying on the back: draws up the legs, sits up with a hand behind, gathers over the feet and stands. Starts lying."
     f, pose = segment_lengths(p), standing(p, t, rng)
@@ -327,7 +327,7 @@ def get_up(p:Performer, t:np.ndarray, rng:np.random.Generator) -> Pose:
     pose.pelvis_turn[:, 2] += pitch
     pose.trunk_turn[:, 2] += keys(s, [.25, .9, 1.6, 2.2, 3.5], [-p.lean, 32, 46, 46, 0]); pose.head_turn[:, 2] += keys(s, [.15, .7, 1.6, 2.3, 3.5], [0, 28, 0, -26, 0])
     pose.trunk_turn[:, 0] += 10 * side * keys(s, [.3, 1.0, 1.9], [0, 1, 0])
-    for i, y in ((LEFT, 1), (RIGHT, -1)):
+    for i in (LEFT, RIGHT):
         raise_arm(pose, i, [2, 38, 10, 14], 1 - smooth((s - .45) / .6))
         raise_arm(pose, i, [-42, 22, -10, 12], keys(s, [.55, 1.05, 1.5, 1.95], [0, 1, 1, 0]))
         raise_arm(pose, i, [72, 6, -5, 14], keys(s, [1.5, 1.95, 2.3, 3.2], [0, 1, 1, 0]))
