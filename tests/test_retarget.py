@@ -200,6 +200,14 @@ def test_soles_roll_with_the_source(layout):
     assert error.max() < (1 if layout == "FIGURE" else 8) and soles(out, "left", "*_heel", "*_foot").max() > 25, "the heel comes up"
 
 
+def test_a_lunge_s_back_foot_is_not_taken_for_flat():
+    clip = generate("lunge", 6, 3, layout="FIGURE")
+    out = retarget(clip, figure_rig(1))
+    assert out.derived == {} and (soles(out, "right", "*_heel", "*_foot") - soles(clip, "right", "*_heel", "*_foot")).abs().max() < .5
+    there = retarget(clip, makehuman())
+    assert (soles(retarget(there, figure_rig(1)), "right", "*_heel", "*_foot") - soles(clip, "right", "*_heel", "*_foot")).abs().max() < .5
+
+
 @pytest.mark.parametrize("layout", ("H36M17", "COCO17"))
 def test_feet_without_toes_lie_flat_and_push_off(layout):
     out = retarget(generate("walk", 3, 3, layout=layout, seed=1), figure_rig(3))

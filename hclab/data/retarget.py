@@ -122,10 +122,12 @@ def slide(clip:Clip, stands:np.ndarray, points:dict|None=None) -> float:
     moves = np.concatenate(moves)
     return float(moves.mean()) if len(moves) else 0.0
 
-# %% ../../nbs/20_data/07b_retarget.ipynb #af5e92fd
+# %% ../../nbs/20_data/07b_retarget.ipynb #f5e7357b
 def _level_soles(source:Source) -> None:
     "Turn the frames of feet that come from positions so that x lies in the sole."
     up, stands = np.array([[0, 0, 1.0]]), standing_feet(source.P, source.fps)
+    # a heel that is up lifts the ankle: the back foot of a lunge stands, but not on its sole
+    stands = stands & np.stack([source.P[f"{s}_ankle"][:, 2] < lowest(source.P[f"{s}_ankle"][:, 2]) + .02 for s in ("left", "right")], 1)
     for i, s in enumerate(("left", "right")):
         if f"{s}_foot" in source.turned: _level_turned(source, s, stands[:, i])
         if f"{s}_foot" in source.turned or f"{s}_foot" not in source.A: continue
