@@ -100,7 +100,7 @@ def test_the_guard_finds_planted_copies_and_passes_honest_splits():
     assert len(gap) == len(made["test"]) and gap.min() > DUPLICATE
     copy = made["test"][4]
     moved = replace(copy, performer=99, clip=place(copy.clip, turn=50, shift=(1, 1)))
-    shaken = replace(copy, clip=replace(copy.clip, joints=copy.clip.joints + .002 * torch.randn(copy.clip.joints.shape, generator=torch.Generator().manual_seed(0)), rotations=None, offsets=None))
+    shaken = replace(copy, clip=replace(copy.clip, joints=copy.clip.joints + .001 * torch.randn(copy.clip.joints.shape, generator=torch.Generator().manual_seed(0)), rotations=None, offsets=None))
     for planted in (copy, moved, shaken):
         with pytest.raises(SplitError, match="a copy"): guard(made["test"], made["train"] + [planted])
     with pytest.raises(SplitError, match="by 99"): guard(made["test"], made["train"] + [moved])
