@@ -219,7 +219,7 @@ class Encoder(nn.Module):
         x, node = self.model.trace(joints2d)[-1]
         return x.mean(1) if node is None else node
 
-# %% ../../nbs/60_methods/02_global_node_gcn.ipynb #44a47434
+# %% ../../nbs/60_methods/02_global_node_gcn.ipynb #08109e16
 ARM_ACTIONS = ("walk", "squat", "wave", "kick", "sit_down", "pick_up", "throw", "clap")
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ class GlobalNodeArm(Config):
     data: LiftDataConfig = LiftDataConfig(actions=ARM_ACTIONS)
     loop: LoopConfig = LoopConfig(steps=50*24_371, batch=64, clip_norm=CLIP_NORM)  # 50 epochs of Human3.6M
     profiles = {p: dict(model=GlobalNodeConfig.for_profile(p), data=LiftDataConfig.for_profile(p, actions=ARM_ACTIONS, **more), loop=LoopConfig.for_profile(p, **steps))
-                for p, more, steps in (("smoke", dict(performers=(24, 6, 6)), dict(steps=240, batch=96, lr=4e-2, decay_every=60, log_every=20)), ("cpu", dict(performers=(120, 12, 24)), dict(lr=3e-3)), ("gpu", {}, {}))}
+                for p, more, steps in (("smoke", dict(performers=(24, 6, 6)), dict(steps=200, batch=64, lr=4e-2, decay_every=50, log_every=20)), ("cpu", dict(performers=(120, 12, 24)), dict(lr=1e-2)), ("gpu", {}, {}))}
 
 def build(config:GlobalNodeConfig, train:LiftSet) -> GlobalNodeGCN:
     "A network with its class centres from a training set. Raises `ValueError` for a set in another layout."

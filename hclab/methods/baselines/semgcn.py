@@ -80,7 +80,7 @@ class Encoder(nn.Module):
 
     def forward(self, joints2d:Tensor) -> Tensor: return self.model.features(joints2d).mean(1)
 
-# %% ../../../nbs/60_methods/baselines/02_semgcn.ipynb #eb3c2f17
+# %% ../../../nbs/60_methods/baselines/02_semgcn.ipynb #58a0129b
 @dataclass(frozen=True)
 class SemGCNArm(Config):
     "Everything that decides the numbers of one arm."
@@ -88,7 +88,7 @@ class SemGCNArm(Config):
     data: LiftDataConfig = LiftDataConfig()
     loop: LoopConfig = LoopConfig(steps=50*24_371, batch=64)  # 50 epochs of Human3.6M, gradient clipped to norm 1 as in the code
     profiles = {p: dict(model=SemGCNConfig.for_profile(p), data=LiftDataConfig.for_profile(p, **more), loop=LoopConfig.for_profile(p, **steps))
-                for p, more, steps in (("smoke", dict(performers=(24, 6, 6)), dict(steps=200, batch=96, lr=4e-2, decay_every=50)), ("cpu", {}, dict(lr=1e-2)), ("gpu", {}, {}))}
+                for p, more, steps in (("smoke", dict(performers=(24, 6, 6)), dict(steps=240, batch=64, lr=4e-2, decay_every=60)), ("cpu", {}, dict(lr=1e-2)), ("gpu", {}, {}))}
 
 def build(config:SemGCNConfig, train:LiftSet) -> SemGCN:
     "A network for a training set. Raises `ValueError` for a set in another layout."
