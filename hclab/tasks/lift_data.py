@@ -23,7 +23,7 @@ from ..core.skeleton import anatomy, convert, skeleton
 from ..data.grammar import ACTIONS, generate
 from ..data.motion import Clip
 
-# %% ../../nbs/50_tasks/00_lift_data.ipynb #ceb9f1bd
+# %% ../../nbs/50_tasks/00_lift_data.ipynb #d520d703
 DATASETS = ("grammar", "cmu", "uiprmd", "h36m")
 FRAMES = ("camera", "world")
 SPLITS = ("train", "val", "test")
@@ -43,7 +43,7 @@ class LiftDataConfig(Config):
     detector: float = 0.0          # strength of the simulated detector; 1: as often wrong as a stacked hourglass on MPII
     keypoints: str = ""            # Human3.6M only: 2D joints of data_2d_h36m_<this>.npz instead of projections
     seed: int = 0                  # of the drawn people and of the noise; not the seed of an arm
-    profiles = dict(smoke=dict(performers=(6, 2, 2), seconds=2.0, fps=4.0, views=2), cpu=dict(performers=(60, 8, 16), seconds=4.0, fps=4.0, views=2))
+    profiles = dict(smoke=dict(actions=("walk", "squat", "wave", "kick", "sit_down", "pick_up", "throw", "clap"), performers=(24, 6, 6), seconds=2.0, fps=4.0, views=2), cpu=dict(performers=(60, 8, 16), seconds=4.0, fps=4.0, views=2))
 
     def __post_init__(self):
         for name, known in (("dataset", DATASETS), ("frame", FRAMES)):

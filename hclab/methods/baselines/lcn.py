@@ -85,7 +85,7 @@ def clip_weights(model:LCN) -> None:
     for layer in model.modules() if limit else ():
         if isinstance(layer, LocallyConnected): layer.weight.mul_((limit/layer.weight.norm().clamp_min(1e-12)).clamp_max(1.0))
 
-# %% ../../../nbs/60_methods/baselines/03_lcn.ipynb #09dd9488
+# %% ../../../nbs/60_methods/baselines/03_lcn.ipynb #8baece3b
 @dataclass(frozen=True)
 class LCNArm(Config):
     "Everything that decides the numbers of one arm."
@@ -93,7 +93,7 @@ class LCNArm(Config):
     data: LiftDataConfig = LiftDataConfig()
     loop: LoopConfig = LoopConfig(steps=200*7_798, batch=200, decay_every=32_000)  # 200 epochs of Human3.6M
     profiles = {p: dict(model=LCNConfig.for_profile(p), data=LiftDataConfig.for_profile(p, **more), loop=LoopConfig.for_profile(p, **steps))
-                for p, more, steps in (("smoke", dict(performers=(12, 3, 3)), dict(steps=200, batch=96, lr=1e-2, decay_every=50)), ("cpu", {}, {}), ("gpu", {}, {}))}
+                for p, more, steps in (("smoke", {}, dict(steps=240, batch=96, lr=1e-2, decay_every=50)), ("cpu", {}, {}), ("gpu", {}, {}))}
 
 def build(config:LCNConfig, train:LiftSet) -> LCN:
     "A network for a training set. Raises `ValueError` for a set in another layout."
