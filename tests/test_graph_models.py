@@ -232,14 +232,15 @@ def test_classes_follow_the_poses_and_not_the_unlabelled_joints():
         gn.fit_classes(model, poses[:3])
 
 
-def test_facing_classes_do_not_see_the_viewpoint():
+def test_classes_of_the_body_frame_do_not_see_the_viewpoint():
     poses = draw(20, 16, 3, dtype=torch.float32)
-    angle = torch.tensor(1.1)
-    turn = torch.tensor([[angle.cos(), 0, angle.sin()], [0, 1, 0], [-angle.sin(), 0, angle.cos()]])
-    assert torch.allclose(gn.turned_to_front(poses @ turn.T), gn.turned_to_front(poses), atol=1e-5)
-    config = replace(LIFTERS[2][1], class_space="facing")
-    model = gn.fit_classes(gn.GlobalNodeGCN(config), poses)
-    assert torch.equal(gn.pose_class(model, poses), gn.pose_class(model, poses @ turn.T))
+    turn = torch.linalg.qr(draw(3, 3, dtype=torch.float32))[0]
+    turn = turn*torch.linalg.det(turn)
+    assert torch.allclose(gn.in_body_frame(poses @ turn), gn.in_body_frame(poses), atol=1e-5)
+    model = gn.fit_classes(gn.GlobalNodeGCN(replace(LIFTERS[2][1], class_space="body")), poses)
+    assert torch.equal(gn.pose_class(model, poses), gn.pose_class(model, poses @ turn))
+    mirrored = gn.in_body_frame(poses * torch.tensor([-1.0, 1, 1]))
+    assert not torch.allclose(mirrored, gn.in_body_frame(poses), atol=1e-2), "a mirror image is another pose"
 
 
 @pytest.mark.parametrize("setting", [dict(node="class"), dict(bias="joints"), dict(norm="batch"), dict(context="mean"), dict(class_space="world")])

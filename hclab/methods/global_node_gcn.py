@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['NODES', 'SWITCHES', 'CLIP_NORM', 'CLUSTERED', 'GlobalNodeConfig', 'NodeConv', 'NodeLayer', 'GlobalNodeGCN',
-           'turned_to_front', 'class_space', 'fit_classes', 'pose_class', 'loss', 'silent_weights', 'match_channels',
+           'in_body_frame', 'class_space', 'fit_classes', 'pose_class', 'loss', 'silent_weights', 'match_channels',
            'encoder', 'Encoder', 'GlobalNodeArm', 'build', 'train_arm', 'load_global_node']
 
-# %% ../../nbs/60_methods/02_global_node_gcn.ipynb #9623f78d
+# %% ../../nbs/60_methods/02_global_node_gcn.ipynb #b9287543
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,12 +19,12 @@ from ..core.config import Config, ConfigError, did_you_mean
 from ..core.skeleton import skeleton
 from ..models.graph import GraphConv
 from ..tasks.lift_arm import check_joints2d, check_layout, count_parameters, labelled_mse, train_lifter
-from ..tasks.lift_data import LiftDataConfig, LiftSet, facing
+from ..tasks.lift_data import LiftDataConfig, LiftSet
 from ..train.loop import LoopConfig, load_model
 
-# %% ../../nbs/60_methods/02_global_node_gcn.ipynb #d0843e5b
+# %% ../../nbs/60_methods/02_global_node_gcn.ipynb #3eb9d5f5
 NODES = ("none", "unsupervised", "classes", "embedding")
-SWITCHES = dict(node=NODES, context=("node", "pooled"), bias=("local", "both", "none"), norm=("both", "shared", "local"), class_space=("camera", "facing"))
+SWITCHES = dict(node=NODES, context=("node", "pooled"), bias=("local", "both", "none"), norm=("both", "shared", "local"), class_space=("camera", "body"))
 CLIP_NORM = 1.0  # of the whole gradient: the paper is silent, the code of SemGCN and of the lab's sibling paper clip here; LoopConfig's default
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class GlobalNodeConfig(Config):
     bias: str = "local"             # faithful: not stated; for the joints only, for both, none
     norm: str = "both"              # faithful: not stated; batch norm of their own for both, one shared, for the joints only
     context: str = "node"           # ours: "pooled" takes the node's memory away, with the same weights
-    class_space: str = "camera"     # ours: "facing" turns all people to the front before clustering
+    class_space: str = "camera"     # ours: "body" clusters poses on the axes of their own torso
     profiles = dict(smoke=dict(channels=24, blocks=2, classes=20), cpu=dict(channels=64, classes=50))
 
     def __post_init__(self):
@@ -125,17 +125,19 @@ class GlobalNodeGCN(nn.Module):
 
     def forward(self, joints2d:Tensor) -> Tensor: return self.both(joints2d)[0]
 
-# %% ../../nbs/60_methods/02_global_node_gcn.ipynb #24b85646
-def turned_to_front(joints3d:Tensor, layout:str="H36M16") -> Tensor:
-    "The poses (N,J,3), turned about the camera's vertical axis until they face the camera."
-    angle = facing(joints3d, layout)
-    c, s = angle.cos()[:, None], angle.sin()[:, None]
-    x, y, z = joints3d.unbind(-1)
-    return torch.stack([c*x + s*z, y, c*z - s*x], -1)
+# %% ../../nbs/60_methods/02_global_node_gcn.ipynb #23bbd108
+def in_body_frame(joints3d:Tensor, layout:str="H36M16") -> Tensor:
+    "The poses (N,J,3) on the axes of their own torso: right to left hip, thorax to hip, and what is square to both. No rotation of the person or the camera is left."
+    s = skeleton(layout)
+    at = lambda name: joints3d[:, s.index(name)]
+    down = F.normalize(at("hip") - at("thorax"), dim=-1)
+    across = at("left_hip") - at("right_hip")
+    across = F.normalize(across - (across*down).sum(-1, keepdim=True)*down, dim=-1)
+    return joints3d @ torch.stack([across, down, torch.linalg.cross(across, down)], -1)
 
 def class_space(joints3d:Tensor, config:GlobalNodeConfig) -> Tensor:
     "Poses (N,J,3) as the points (N,3*J) that are clustered."
-    return (joints3d if config.class_space == "camera" else turned_to_front(joints3d, config.layout)).flatten(1)
+    return (joints3d if config.class_space == "camera" else in_body_frame(joints3d, config.layout)).flatten(1)
 
 # %% ../../nbs/60_methods/02_global_node_gcn.ipynb #6f90e754
 CLUSTERED = 20_000  # poses that k-means sees; more do not move the centres
