@@ -8,9 +8,7 @@ __all__ = ['NODES', 'SWITCHES', 'CLIP_NORM', 'CLUSTERED', 'ARM_ACTIONS', 'Global
            'silent_weights', 'match_channels', 'encoder', 'Encoder', 'GlobalNodeArm', 'build', 'train_arm',
            'load_global_node']
 
-# %% ../../nbs/60_methods/02_global_node_gcn.ipynb #1bca8c7f
-import math
-from collections.abc import Sequence
+# %% ../../nbs/60_methods/02_global_node_gcn.ipynb #a0039039
 from dataclasses import dataclass, replace
 from pathlib import Path
 

@@ -6,8 +6,8 @@
 __all__ = ['LCNConfig', 'LCNLayer', 'LCN', 'loss', 'encoder', 'Encoder', 'clip_weights', 'LCNArm', 'build', 'train_arm',
            'load_lcn']
 
-# %% ../../../nbs/60_methods/baselines/03_lcn.ipynb #68483a2b
-from dataclasses import dataclass, replace
+# %% ../../../nbs/60_methods/baselines/03_lcn.ipynb #689a984b
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from ...core.config import Config
 from ...models.graph import LocallyConnected, near_pairs
 from ...tasks.lift3d import LiftDataConfig, LiftSet
-from ...tasks.lift_arm import check_joints2d, check_layout, count_parameters, labelled_mse, train_lifter
+from ...tasks.lift_arm import check_joints2d, check_layout, labelled_mse, train_lifter
 from ...train.loop import LoopConfig, load_model
 
 # %% ../../../nbs/60_methods/baselines/03_lcn.ipynb #cbd3bdff

@@ -5,18 +5,17 @@
 # %% auto #0
 __all__ = ['SemGCNConfig', 'SemLayer', 'SemGCN', 'loss', 'encoder', 'Encoder', 'SemGCNArm', 'build', 'train_arm', 'load_semgcn']
 
-# %% ../../../nbs/60_methods/baselines/02_semgcn.ipynb #ea30b945
-from dataclasses import dataclass, replace
+# %% ../../../nbs/60_methods/baselines/02_semgcn.ipynb #8c7d98d5
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...core.config import Config
 from ...models.graph import NonLocal, SemGraphConv
 from ...tasks.lift3d import LiftDataConfig, LiftSet
-from ...tasks.lift_arm import check_joints2d, check_layout, count_parameters, labelled_mse, train_lifter
+from ...tasks.lift_arm import check_joints2d, check_layout, labelled_mse, train_lifter
 from ...train.loop import LoopConfig, load_model
 
 # %% ../../../nbs/60_methods/baselines/02_semgcn.ipynb #8fb89a86
