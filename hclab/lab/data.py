@@ -93,7 +93,7 @@ def find_reader(path:Path|str) -> Callable:
     try: return getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as e: raise ShowError(f"the reader of {suffix} should be {READERS[suffix]}, but: {e}") from e
 
-# %% ../../nbs/80_lab/09b_data.ipynb #8aa7c6b8
+# %% ../../nbs/80_lab/09b_data.ipynb #5a7ce482
 def find_file(path:Path|str) -> Path:
     "The file, here or under $HCLAB_SAMPLES, by its path there or its bare name. Raises `ShowError` for a folder, with what could be shown of it, and for nothing."
     path, samples = Path(path), samples_dir()
@@ -102,7 +102,7 @@ def find_file(path:Path|str) -> Path:
         found = [samples/path] + (sorted(f for f in samples.rglob("*") if f.name == path.name) if path == Path(path.name) else [])
         for f in found:
             if f.is_file(): return f
-    if not path.is_dir(): raise ShowError(f"{path}: no such file here{' or under ' + str(samples) if samples else ''}; recordings are listed by hclab data list")
+    if not path.is_dir(): raise ShowError(f"{path}: no such file here{' or under HCLAB_SAMPLES' if samples else ''}; recordings are listed by hclab data list")
     inside = sorted(f.name for f in path.iterdir() if any(f.name.lower().endswith(suffix) for suffix in READERS))
     raise ShowError(f"{path}: a folder; name one file in it" + (f", e.g. {', '.join(inside[:3])}" if inside else ""))
 
