@@ -127,8 +127,8 @@ def bone_spread(joints:torch.Tensor, skeleton:Skeleton) -> torch.Tensor:
     for a, b in skeleton.edges: out[b] = (joints[:, b] - joints[:, a]).norm(dim=-1).std()
     return out
 
-# %% ../../nbs/20_data/06_sensor.ipynb #40d042a5
-JITTER = dict(pelvis=.25, spine=.20, thorax=.30, neck_root=.30, neck=.32, head=.64, collar=.32, shoulder=.58, elbow=.70, wrist=1.2, hip=.27, knee=.90, ankle=1.25, foot=3.4,
+# %% ../../nbs/20_data/06_sensor.ipynb #fc49a02e
+JITTER = dict(pelvis=.25, spine=.20, thorax=.30, neck_root=.30, neck=.32, head=.35, collar=.32, shoulder=.58, elbow=.70, wrist=1.1, hip=.27, knee=.90, ankle=1.45, foot=5.0,
               hand=1.8, hand_tip=2.5, thumb=2.5)     # mm at 2.4 m
 WANDER = dict(pelvis=1.5, spine=8.0, thorax=2.5, neck_root=2.5, neck=2.5, head=5.0, collar=2.5, shoulder=5.0, elbow=11.0, wrist=11.0, hip=1.5, knee=24.0, ankle=20.0, foot=12.0,
               hand=12.0, hand_tip=14.0, thumb=14.0)  # mm
