@@ -148,7 +148,7 @@ def _picture(lifted:Lifted, title:str, columns:int):
     fig.suptitle(title, fontsize=10)
     return fig
 
-# %% ../../nbs/80_lab/09_predict.ipynb #8b835eb5
+# %% ../../nbs/80_lab/09_predict.ipynb #d49d78da
 UNITS = dict(layout="H36M16", names=list(find_skeleton("H36M16").names), frame="camera", axes="x right, y down, z away from the camera", unit="m", root="hip")
 
 def _rounded(joints3d:torch.Tensor) -> list:
@@ -169,12 +169,12 @@ def _write(out:Path, name:str, fig, numbers:dict) -> tuple[Path, Path]:
 
 def predict_lift3d(path:Path|str,
                    out:Path|str,                 # folder of the picture and the numbers
-                   camera:str="S9/54138969",     # one of Human3.6M's, by subject and id
+                   camera:str="S9/54138969",     # one of Human3.6M's, by subject and id or number (S9/0)
                    model=None,                   # a lifter; default: the network of the package
                   ) -> tuple[Lifted, Path, Path]:
     "Lift a recording; write `NAME.png` and `NAME.json` to `out`. Returns the result and both paths. Raises `PredictError`."
-    path = Path(path)
-    try: seen_by = h36m_camera(camera)
+    path, (subject, _, number) = Path(path), camera.partition("/")
+    try: seen_by = h36m_camera(subject, int(number)) if number in ("0", "1", "2", "3") else h36m_camera(camera)
     except GeometryError as e: raise PredictError(f"camera {camera[:60]!r}: {e}") from e
     lifted = lift_clip(read_motion(path), model or _packaged(), seen_by)
     fig = picture(lifted, f"{path.name} through {lifted.camera.name}: MPJPE {lifted.scores['mpjpe'].value:.0f} mm, P-MPJPE {lifted.scores['p_mpjpe'].value:.0f} mm; grey is the recording")
@@ -182,7 +182,7 @@ def predict_lift3d(path:Path|str,
                "scores": {k: r.to_dict() for k, r in lifted.scores.items()}, "joints3d": _rounded(lifted.joints3d)}
     return lifted, *_write(Path(out), path.stem, fig, numbers)
 
-# %% ../../nbs/80_lab/09_predict.ipynb #f5ecf0c8
+# %% ../../nbs/80_lab/09_predict.ipynb #70034962
 def lift_poses(poses:Poses2D, model=None) -> torch.Tensor:
     "(N,16,3) metres: `lift` of poses whose pictures may differ in size. Raises `Poses2DError` that names the pose."
     poses.check()
@@ -205,10 +205,14 @@ def picture2d(poses:Poses2D, joints3d:torch.Tensor, title:str="", columns:int=4)
         for column, row in enumerate(rows, 1):
             ax = fig.add_subplot(3, len(rows), column)
             plot_skeleton2d(poses.joints[row], poses.layout, image_size="joints", ax=ax, title=f"read: {poses.labels[row]}"[:34])
-            ax.locator_params(axis="x", nbins=2); ax.locator_params(axis="y", nbins=4)
+            (left, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+            half = max(abs(high - low), right - left)/2                  # square, so that narrow and wide people have room for their ticks
+            ax.set_xlim((left + right)/2 - half, (left + right)/2 + half)
+            ax.locator_params(nbins=3)
             if column > 1: ax.set_ylabel("")
-            for line, (words, view) in enumerate((("answer, from the camera", (0, -90)), ("answer, from the right", (0, 0))), 1):
-                plot_skeleton3d(joints3d[row], "H36M16", ax=fig.add_subplot(3, len(rows), line*len(rows) + column, projection="3d"), up="-y", title=words, view=view)
+            for line, (words, view, hidden) in enumerate((("from the camera", (0, -90), "y"), ("from its right", (0, 0), "x")), 1):
+                ax = plot_skeleton3d(joints3d[row], "H36M16", ax=fig.add_subplot(3, len(rows), line*len(rows) + column, projection="3d"), up="-y", title=words, view=view)
+                ax.set(**{f"{hidden}ticks": [], f"{hidden}label": ""})
         fig.subplots_adjust(hspace=0.25, wspace=0.3, top=0.91, bottom=0.05)
         fig.suptitle(title, fontsize=10)
     return fig
