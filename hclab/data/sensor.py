@@ -55,7 +55,7 @@ def random_camera(generator:torch.Generator) -> Camera:
     span = lambda u, low, high: low + u * (high - low)
     return camera_at(AZIMUTHS[int(3 * a)] + span(wobble, -5, 5), span(h, *HEIGHTS), span(d, *DISTANCES))
 
-# %% ../../nbs/20_data/06_sensor.ipynb #816c33e6
+# %% ../../nbs/20_data/06_sensor.ipynb #5b155572
 @dataclass(frozen=True, eq=False)
 class Tracked:
     "One body as a tracker reports it. Raises `SensorError` where joints and states don't agree."
@@ -78,6 +78,7 @@ class Tracked:
             raise SensorError("a joint is lost (state 0) exactly where it is NaN: set both, never a zero that looks like a place")
 
     def __len__(self) -> int: return len(self.times)
+    def __repr__(self): return f"Tracked({self.action!r} by {self.performer}, {len(self)} frames at {self.fps:g} Hz on {self.skeleton.name}, camera {self.camera.name!r}: {float((self.state == 2).float().mean()):.1%} tracked, {float((self.state == 0).float().mean()):.1%} lost; {self.source})"
 
     @property
     def mask(self) -> torch.Tensor:
@@ -279,7 +280,7 @@ def kept(frames:int, fps:float, severity:float, generator:torch.Generator) -> to
     keep[0] = True
     return keep
 
-# %% ../../nbs/20_data/06_sensor.ipynb #507f89cf
+# %% ../../nbs/20_data/06_sensor.ipynb #2aa117a1
 @dataclass(frozen=True)
 class Noise:
     "How strong each fault is: 1 as described here, 0 absent."
@@ -298,6 +299,7 @@ def sense(clip:Clip, camera:Camera,
           severity:float=1.0,         # multiplies all of `noise`
           noise:Noise=Noise()) -> Tracked:
     "What a Kinect's tracker reports of `clip`. Raises `SensorError` for a negative severity and as `view` does."
+    if not isinstance(generator, torch.Generator): raise SensorError(f"generator must be a torch.Generator, got {generator!r}; write torch.Generator().manual_seed(0)")
     if not (math.isfinite(severity) and severity >= 0): raise SensorError(f"severity must be a number from 0 (faultless) upwards, got {severity!r}")
     wrong = {k: v for k, v in vars(noise).items() if not (math.isfinite(v) and v >= 0)}
     if wrong: raise SensorError(f"noise must be 0 or more in each part, got {wrong}")
