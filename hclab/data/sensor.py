@@ -280,7 +280,7 @@ def kept(frames:int, fps:float, severity:float, generator:torch.Generator) -> to
     keep[0] = True
     return keep
 
-# %% ../../nbs/20_data/06_sensor.ipynb #2aa117a1
+# %% ../../nbs/20_data/06_sensor.ipynb #c05cbe49
 @dataclass(frozen=True)
 class Noise:
     "How strong each fault is: 1 as described here, 0 absent."
@@ -292,6 +292,7 @@ class Noise:
     gone: float = 1.0
     timing: float = 1.0
 
+# %% ../../nbs/20_data/06_sensor.ipynb #917fe7a8
 INFERRED_GAIN = 3.0   # jitter of an inferred joint against a tracked one; a guess
 
 def sense(clip:Clip, camera:Camera,
