@@ -22,7 +22,7 @@ from ..core.skeleton import Skeleton, anatomy
 from .measures import heading
 from .motion import Clip, place
 
-# %% ../../nbs/20_data/06_sensor.ipynb #48fae286
+# %% ../../nbs/20_data/06_sensor.ipynb #7deee215
 class SensorError(ValueError):
     "A camera, a clip or a severity that no sensor could work with."
 
@@ -31,7 +31,6 @@ FOCAL, IMAGE_SIZE = 366.0, (424, 512)  # pixels of its depth camera: 70 x 60 deg
 AZIMUTHS = (-45.0, 0.0, 45.0)          # degrees about z from x, where the person looks
 HEIGHTS, DISTANCES = (0.5, 2.7), (2.0, 4.5)
 
-# %% ../../nbs/20_data/06_sensor.ipynb #5293f661
 def camera_at(azimuth:float=0.0,     # degrees to the left about z; 0 stands on the x axis
               height:float=1.5,      # metres over the floor
               distance:float=3.0,    # metres from the world's origin, over the floor
@@ -56,7 +55,7 @@ def random_camera(generator:torch.Generator) -> Camera:
     span = lambda u, low, high: low + u * (high - low)
     return camera_at(AZIMUTHS[int(3 * a)] + span(wobble, -5, 5), span(h, *HEIGHTS), span(d, *DISTANCES))
 
-# %% ../../nbs/20_data/06_sensor.ipynb #816c33e6
+# %% ../../nbs/20_data/06_sensor.ipynb #5b155572
 @dataclass(frozen=True, eq=False)
 class Tracked:
     "One body as a tracker reports it. Raises `SensorError` where joints and states don't agree."
@@ -79,6 +78,7 @@ class Tracked:
             raise SensorError("a joint is lost (state 0) exactly where it is NaN: set both, never a zero that looks like a place")
 
     def __len__(self) -> int: return len(self.times)
+    def __repr__(self): return f"Tracked({self.action!r} by {self.performer}, {len(self)} frames at {self.fps:g} Hz on {self.skeleton.name}, camera {self.camera.name!r}: {float((self.state == 2).float().mean()):.1%} tracked, {float((self.state == 0).float().mean()):.1%} lost; {self.source})"
 
     @property
     def mask(self) -> torch.Tensor:
@@ -128,7 +128,7 @@ def bone_spread(joints:torch.Tensor, skeleton:Skeleton) -> torch.Tensor:
     for a, b in skeleton.edges: out[b] = (joints[:, b] - joints[:, a]).norm(dim=-1).std()
     return out
 
-# %% ../../nbs/20_data/06_sensor.ipynb #2b9c8114
+# %% ../../nbs/20_data/06_sensor.ipynb #fc49a02e
 JITTER = dict(pelvis=.25, spine=.20, thorax=.30, neck_root=.30, neck=.32, head=.35, collar=.32, shoulder=.58, elbow=.70, wrist=1.1, hip=.27, knee=.90, ankle=1.45, foot=5.0,
               hand=1.8, hand_tip=2.5, thumb=2.5)     # mm at 2.4 m
 WANDER = dict(pelvis=1.5, spine=8.0, thorax=2.5, neck_root=2.5, neck=2.5, head=5.0, collar=2.5, shoulder=5.0, elbow=11.0, wrist=11.0, hip=1.5, knee=24.0, ankle=20.0, foot=12.0,
@@ -143,7 +143,6 @@ def depth_law(z:torch.Tensor # metres
     "Metres: standard deviation of one depth pixel of a Kinect at distance `z` (Nguyen et al. 2012)."
     return .0012 + .0019 * (z - .4).square()
 
-# %% ../../nbs/20_data/06_sensor.ipynb #34840a44
 def sizes(skeleton:Skeleton, table:dict, other:float) -> torch.Tensor:
     "(J,) metres from a table in millimetres by anatomical point, either side alike."
     return torch.tensor([table.get(p.removeprefix("left_").removeprefix("right_"), other) for p in anatomy(skeleton)]) / 1000
@@ -173,7 +172,7 @@ def wander(track:Tracked, severity:float, generator:torch.Generator) -> torch.Te
     features = torch.cos(torch.einsum("tjk,jkm->tjm", where, waves) + phase)
     return severity * sizes(track.skeleton, WANDER, OTHER[1])[:, None] * torch.einsum("tjm,jmk->tjk", features, heights)
 
-# %% ../../nbs/20_data/06_sensor.ipynb #68d582a1
+# %% ../../nbs/20_data/06_sensor.ipynb #035c2a79
 RODS = (("pelvis", "thorax", .14), ("neck", "head", .09), *((f"{s}_{a}", f"{s}_{b}", r) for s in ("left", "right")
         for a, b, r in (("shoulder", "elbow", .05), ("elbow", "wrist", .04), ("hip", "knee", .075), ("knee", "ankle", .055))))   # metres
 IN_FRONT = 0.10   # metres by which the middle of a rod must be nearer than the joint it hides
@@ -186,7 +185,6 @@ def _segment(p:torch.Tensor, a:torch.Tensor, b:torch.Tensor) -> tuple[torch.Tens
     w = (((p - a) * ab).sum(-1) / ab.square().sum(-1).clamp_min(1e-12)).clamp(0, 1)
     return (p - a - w[..., None] * ab).norm(dim=-1), w
 
-# %% ../../nbs/20_data/06_sensor.ipynb #4fbd739a
 def hidden(track:Tracked, severity:float=1.0 # scales the thickness of the rods: 0 hides nothing
           ) -> torch.Tensor:
     "(T,J) bool: joints behind a nearer part of the body, or outside the picture."
@@ -214,7 +212,7 @@ def inferred(joints:torch.Tensor, unseen:torch.Tensor, root:int, bias:float=BIAS
     held = joints[last, torch.arange(joints.shape[1])] + joints[:, [root]] - joints[last, root]
     return torch.where(unseen[..., None], torch.lerp(joints, held, bias), joints)
 
-# %% ../../nbs/20_data/06_sensor.ipynb #73e9d828
+# %% ../../nbs/20_data/06_sensor.ipynb #0122032d
 SWAP_RATES = ((60.0, .005), (130.0, .08), (181.0, .2))   # seen from less than so many degrees off the front: swaps of legs (and of arms) a second
 SWAP_SECONDS, LOST_SECONDS, GONE_SECONDS = .3, .2, .3    # mean lengths
 LOST_RATE, LOST_ENDS, LOST_HIDDEN = .002, 5.0, 10.0      # a second and joint; times this for hands and feet; times this where hidden
@@ -222,7 +220,6 @@ GONE_RATE = .02                                          # whole body, a second
 SWAPPED = dict(legs=("knee", "ankle", "foot"), arms=("elbow", "wrist", "hand", "hand_tip", "thumb"))
 ENDS = ("wrist", "hand", "hand_tip", "thumb", "ankle", "foot")
 
-# %% ../../nbs/20_data/06_sensor.ipynb #0c49193e
 def runs(rate:torch.Tensor,  # (T, ...) starts a second
          seconds:float,      # mean length, exponentially distributed, one frame at least
          fps:float, generator:torch.Generator) -> torch.Tensor:
@@ -240,7 +237,7 @@ def off_front(track:Tracked) -> torch.Tensor:
     ahead, eye = torch.stack([across[:, 1], -across[:, 0]], -1), track.camera.centre[:2].to(x) - x[:, track.skeleton.root, :2]
     return torch.rad2deg(torch.arccos(torch.nn.functional.cosine_similarity(ahead, eye).clamp(-1, 1)))
 
-# %% ../../nbs/20_data/06_sensor.ipynb #08bb08c9
+# %% ../../nbs/20_data/06_sensor.ipynb #6a0db450
 def swapped(track:Tracked, severity:float, generator:torch.Generator) -> torch.Tensor:
     "(T,J) index of the joint that the tracker takes for each: its partner on the other side while legs or arms are swapped."
     angle = off_front(track)
@@ -254,7 +251,6 @@ def swapped(track:Tracked, severity:float, generator:torch.Generator) -> torch.T
             if points[a].split("_", 1)[-1] in kinds: order[active[:, k], a], order[active[:, k], b] = b, a
     return order
 
-# %% ../../nbs/20_data/06_sensor.ipynb #bbd7a4f7
 def lost(track:Tracked, unseen:torch.Tensor, severity:float, generator:torch.Generator) -> torch.Tensor:
     "(T,J) bool: joints for which the tracker gives no place."
     ends = torch.tensor([p.removeprefix("left_").removeprefix("right_") in ENDS for p in anatomy(track.skeleton)])
@@ -284,7 +280,7 @@ def kept(frames:int, fps:float, severity:float, generator:torch.Generator) -> to
     keep[0] = True
     return keep
 
-# %% ../../nbs/20_data/06_sensor.ipynb #8784fc35
+# %% ../../nbs/20_data/06_sensor.ipynb #c05cbe49
 @dataclass(frozen=True)
 class Noise:
     "How strong each fault is: 1 as described here, 0 absent."
@@ -296,14 +292,15 @@ class Noise:
     gone: float = 1.0
     timing: float = 1.0
 
+# %% ../../nbs/20_data/06_sensor.ipynb #917fe7a8
 INFERRED_GAIN = 3.0   # jitter of an inferred joint against a tracked one; a guess
 
-# %% ../../nbs/20_data/06_sensor.ipynb #53fdc5e0
 def sense(clip:Clip, camera:Camera,
           generator:torch.Generator,  # the same state gives the same bytes
           severity:float=1.0,         # multiplies all of `noise`
           noise:Noise=Noise()) -> Tracked:
     "What a Kinect's tracker reports of `clip`. Raises `SensorError` for a negative severity and as `view` does."
+    if not isinstance(generator, torch.Generator): raise SensorError(f"generator must be a torch.Generator, got {generator!r}; write torch.Generator().manual_seed(0)")
     if not (math.isfinite(severity) and severity >= 0): raise SensorError(f"severity must be a number from 0 (faultless) upwards, got {severity!r}")
     wrong = {k: v for k, v in vars(noise).items() if not (math.isfinite(v) and v >= 0)}
     if wrong: raise SensorError(f"noise must be 0 or more in each part, got {wrong}")
@@ -323,7 +320,7 @@ def sense(clip:Clip, camera:Camera,
     joints = torch.where(missing[..., None], torch.nan, x)
     return replace(track, joints=joints[keep], state=state[keep], times=track.times[keep], source=f"{track.source}; sensed at severity {severity:g}")
 
-# %% ../../nbs/20_data/06_sensor.ipynb #66a766ff
+# %% ../../nbs/20_data/06_sensor.ipynb #e3624f3b
 def filled(track:Tracked, max_seconds:float=0.5 # longer gaps stay lost; a gap at the start or end repeats its neighbour
           ) -> Tracked:
     "`track` with lost joints on straight lines between the frames around the gap, state 1."
@@ -340,7 +337,6 @@ def filled(track:Tracked, max_seconds:float=0.5 # longer gaps stay lost; a gap a
         state[fill, j] = 1
     return replace(track, joints=torch.from_numpy(x), state=torch.from_numpy(state))
 
-# %% ../../nbs/20_data/06_sensor.ipynb #46cd1a0f
 def to_clip(track:Tracked, max_seconds:float=0.5) -> Clip:
     "World frame, even rate, gaps filled. Raises `SensorError` where joints stay lost."
     full = filled(track, max_seconds)

@@ -55,7 +55,7 @@ def check_pace(fps:float|None, seconds:float|None) -> None:
     if fps is not None and not 1 <= fps <= 240: raise ShowError(f"fps={fps:g}; give 1 to 240 frames a second")
     if seconds is not None and not 0.1 <= seconds <= 600: raise ShowError(f"seconds={seconds:g}; give 0.1 to 600 seconds")
 
-# %% ../../nbs/80_lab/09b_data.ipynb #16bcc9d8
+# %% ../../nbs/80_lab/09b_data.ipynb #bad55c94
 READERS = {                                               # ending -> "module:function"
     ".bvh": "hclab.data.readers.bvh:read_bvh",
     ".amc": "hclab.lab.data:read_amc",
@@ -69,6 +69,7 @@ READERS = {                                               # ending -> "module:fu
     ".motion.npz": "hclab.lab.data:load_motion",
 }
 
+# %% ../../nbs/80_lab/09b_data.ipynb #8a56631c
 TITLES = {                                                # function -> what it reads
     "read_bvh": "BVH", "read_amc": "ASF/AMC, the .asf of the subject beside it", "read_ntu": "NTU RGB+D", "read_repetition": "UI-PRMD, positions and angles beside each other",
     "read_pku": "PKU-MMD", "read_deepmimic": "DeepMimic, JSON", "clip_of": "MPI-INF-3DHP, annot.mat", "read_annotated": "pyskl", "read_archive": "Human3.6M, AMASS, UI-PRMD, DeepMimic, CMU or pyskl archive",
@@ -353,13 +354,14 @@ def found_samples(folder:Path|None=None, # None: $HCLAB_SAMPLES
         if fits and path.is_file() and not path.name.upper().startswith(("LICENSE", "README")): found.setdefault(max(fits, key=len), []).append(path)
     return found
 
-# %% ../../nbs/80_lab/09b_data.ipynb #e8deb0a4
+# %% ../../nbs/80_lab/09b_data.ipynb #c7bab9d5
 def _reader_lines() -> list[str]:
     "What each reader reads and the endings that it answers to, the first two of many."
     by_title = {}
     for suffix, where, there in reader_rows(): by_title.setdefault(TITLES.get(where.partition(":")[2], where) + ("" if there else "   (missing here)"), []).append(suffix)
     return [f"  {', '.join(suffixes[:2])}{', ...' if len(suffixes) > 2 else ''}".ljust(48) + title for title, suffixes in by_title.items()]
 
+# %% ../../nbs/80_lab/09b_data.ipynb #69154a8a
 def list_lines(cards:dict[str, str], # name -> title
               ) -> list[str]:
     "What `hclab data list` prints."
