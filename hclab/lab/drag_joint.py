@@ -125,7 +125,7 @@ def strange_bones(self, found:dict) -> dict[str, list[str]]:
 
 DragDesk.strange_bones = strange_bones
 
-# %% ../../nbs/80_lab/10c_drag_joint.ipynb #c317710c
+# %% ../../nbs/80_lab/10c_drag_joint.ipynb #ba1fecc7
 def drag_sheet(desk:DragDesk, title:str=""):
     "A matplotlib figure of the desk: the joints as they are, and each lifter's answer over the recorded pose."
     import matplotlib.pyplot as plt
@@ -146,6 +146,7 @@ def drag_sheet(desk:DragDesk, title:str=""):
             plot_skeleton3d(to_world(joints, camera), LAYOUT, ax=ax, view=(12, desk.start.azimuth - 40))
             ax.set_title(f"{name}\n" + (f"{wrong[name]:.0f} mm off" if wrong else f"{len(strange[name])} strange bones"), fontsize=9)
             for axis in "xyz": ax.set(**{f"{axis}label": "", f"{axis}ticklabels": []})
+            ax.set_box_aspect([high - low for low, high in (ax.get_xlim(), ax.get_ylim(), ax.get_zlim())], zoom=1.2)
         fig.suptitle(title, fontsize=10, y=1.04)
     return fig
 
