@@ -12,6 +12,7 @@ from PIL import Image, ImageSequence
 
 from hclab.core.config import samples_dir
 from hclab.data.grammar import ACTIONS, generate
+from hclab.data.measures import track
 from hclab.data.motion import Clip
 from hclab.data.readers.bvh import read_bvh
 from hclab.lab import data
@@ -30,6 +31,7 @@ from hclab.lab.motion_mixer import Desk, MixError, Take, draw, mix
     (["motion", "--seconds", "1e9"], "0.1 to 600"),
     (["nowhere.bvh"], "no such file"),
     (["walk.xyz"], "no such file"),
+    (["."], "name one file"),
     (["cmu", "--fps", "3"], "is a data card"),
     (["moton"], "did you mean 'motion'"),
     (["a.bvh", "--action", "walk"], "is a recording"),
@@ -173,6 +175,26 @@ def test_a_mix_is_written_as_bvh_and_read_back(tmp_path):
 def test_recordings_are_shown(name, frames, tmp_path):
     shown = show_file(samples_dir()/name, tmp_path, seconds=2)
     assert shown.files["sheet"].stat().st_size > 5000 and "read as: " in shown.notes[0] and len(shown.notes) >= frames
+
+
+@pytest.mark.skipif(samples_dir() is None, reason="HCLAB_SAMPLES is not set: real recordings are not at hand")
+def test_a_recording_is_found_as_the_list_names_it_and_stands_on_its_feet():
+    folder = "uiprmd/original/correct/"
+    whole, bare, angles = (read_clips(name)[0] for name in (folder + "m01_s01_e01_positions.txt.gz", "m01_s01_e01_positions.txt.gz", folder + "m01_s01_e01_angles.txt.gz"))
+    assert torch.equal(whole.joints, bare.joints) and torch.equal(whole.joints, angles.joints)
+    feet = torch.cat([track(whole, "left_ankle"), track(whole, "right_ankle")], 1)
+    assert (feet.amax(0) - feet.amin(0)).max() < .2, "in a squat both feet stay"
+
+
+@pytest.mark.parametrize("name, words", [("film.mp4", "hold no joints"), ("01.asf", "without motion"), ("notes.doc", "readable: .bvh, .amc"), ("m01_s01_e01_angles.txt", "m01_s01_e01_positions.txt is not beside it")])
+def test_what_holds_no_motion_says_so(name, words, tmp_path):
+    (tmp_path/name).write_text("x")
+    with pytest.raises(ShowError, match=re.escape(words)): read_clips(tmp_path/name)
+
+
+def test_a_layout_may_be_small_letters_or_the_figures_own():
+    clip = generate("walk", 3, 1.0, layout="FIGURE")
+    assert on_layout(clip, "coco17").skeleton.name == "COCO17" and on_layout(clip, "FIGURE").skeleton.name == "FIGURE"
 
 
 def test_an_amc_without_its_body_is_refused(tmp_path):

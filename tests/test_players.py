@@ -130,6 +130,8 @@ def test_rows_of_hands_are_drawn_closer_and_say_so():
     assert f"hips up, {CLOSER:g}x" in words(closer) and not any("hips up" in w for w in words(plain))
     assert tall(closer)[1] == pytest.approx(tall(plain)[1]), "whoever squats keeps the scale"
     assert .6 * CLOSER * .5 < tall(closer)[0] / tall(plain)[0] < CLOSER
+    jumping = motion_sheet([generate("jumping_jack", n, 3.0, fps=30) for n in range(3)])
+    assert not any("hips up" in w for w in words(jumping)), "the legs of a jumping jack are what it is told by"
     plt.close("all")
 
 

@@ -80,11 +80,17 @@ def test_random_cameras_keep_the_ranges():
     (lambda: view(place(person(), shift=(9, 0)), camera_at(0, 1.0, 3)), "behind camera"),
     (lambda: sense(person(), camera_at(), gen(), -.1), "severity"), (lambda: sense(person(), camera_at(), gen(), float("nan")), "severity"),
     (lambda: sense(person(), camera_at(), gen(), 1, Noise(swaps=-1)), "swaps"),
+    (lambda: sense(person(), camera_at(), 0), "manual_seed"),
     (lambda: replace(view(person(), camera_at()), times=torch.zeros(0), joints=torch.zeros(0, 25, 3), state=torch.zeros(0, 25, dtype=torch.int8)), "zero frames"),
     (lambda: replace(view(person(), camera_at()), state=torch.zeros(60, 25, dtype=torch.int8)), "never a zero"),
     (lambda: replace(view(person(), camera_at()), joints=torch.zeros(60, 17, 3)), "don't fit")])
 def test_what_no_sensor_could_do_is_refused(make, says):
     with pytest.raises(SensorError, match=says): make()
+
+
+def test_a_track_is_one_line():
+    said = repr(sense(person(), camera_at(), gen()))
+    assert "60 frames" in said and "tracked" in said and len(said) < 250 and "\n" not in said
 
 
 # ------------------------------------------------------------------------------------------------ identity, determinism, severity

@@ -6,7 +6,7 @@
 __all__ = ['RATE', 'OPTICAL', 'KINECT', 'NEAR', 'SLOW', 'FEW', 'WORDS', 'SUMMARY', 'lowpass', 'joint_angles', 'ranges',
            'quickness', 'spectral_edge', 'contact', 'measure', 'summary', 'verdict', 'beside', 'people_summary']
 
-# %% ../../nbs/20_data/08_motion_beside_people.ipynb #c1a7a8ee
+# %% ../../nbs/20_data/08_motion_beside_people.ipynb #6839fb44
 import json, math
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from scipy.signal import butter, sosfiltfilt
 from ..core.skeleton import anatomy
-from .measures import gait, track
+from .measures import flexion, gait, track
 from .motion import Clip, ClipError, resample
 
 # %% ../../nbs/20_data/08_motion_beside_people.ipynb #5c9d8fcf
@@ -32,7 +32,7 @@ def lowpass(clip:Clip,
     smooth = sosfiltfilt(butter(2, hz, fs=clip.fps, output="sos"), clip.joints.double().numpy(), axis=0, padlen=pad)
     return replace(clip, joints=torch.from_numpy(smooth.astype(np.float32)), rotations=None, offsets=None)
 
-# %% ../../nbs/20_data/08_motion_beside_people.ipynb #98a5c57f
+# %% ../../nbs/20_data/08_motion_beside_people.ipynb #788f860b
 def _middle(clip:Clip, part:str) -> torch.Tensor:
     "(T,3) metres: between the two sides of `part`."
     return (track(clip, f"left_{part}") + track(clip, f"right_{part}")) / 2
@@ -54,8 +54,9 @@ def joint_angles(clip:Clip) -> dict[str, np.ndarray]:
     across = track(clip, "left_hip") - track(clip, "right_hip")
     bone = lambda s, a, b: track(clip, f"{s}_{b}") - track(clip, f"{s}_{a}")
     both = lambda f: np.stack([f("left"), f("right")])
-    return {"knee": both(lambda s: _between(bone(s, "hip", "knee"), bone(s, "knee", "ankle"))), "hip": both(lambda s: _ahead(trunk, across, bone(s, "hip", "knee"))),
-            "elbow": both(lambda s: _between(bone(s, "shoulder", "elbow"), bone(s, "elbow", "wrist"))), "shoulder": both(lambda s: _between(-trunk, bone(s, "shoulder", "elbow"))),
+    bent = lambda s, *limb: flexion(clip, *(f"{s}_{point}" for point in limb)).numpy()
+    return {"knee": both(lambda s: bent(s, "hip", "knee", "ankle")), "hip": both(lambda s: _ahead(trunk, across, bone(s, "hip", "knee"))),
+            "elbow": both(lambda s: bent(s, "shoulder", "elbow", "wrist")), "shoulder": both(lambda s: _between(-trunk, bone(s, "shoulder", "elbow"))),
             "arm swing": both(lambda s: _ahead(trunk, across, bone(s, "shoulder", "elbow"))), "trunk": _between(trunk, up.expand_as(trunk))[None]}
 
 def ranges(clip:Clip) -> dict[str, float]:
@@ -88,11 +89,11 @@ def spectral_edge(clip:Clip, part:str, share:float=.95) -> float:
     total = np.cumsum(power) / power.sum()
     return float(np.interp(share, total, np.fft.rfftfreq(len(clip) - 1, 1 / clip.fps)))
 
-# %% ../../nbs/20_data/08_motion_beside_people.ipynb #1fdf6225
+# %% ../../nbs/20_data/08_motion_beside_people.ipynb #b866ec9b
 NEAR, SLOW = .03, .35        # metres over the lowest place (2nd percentile); m/s over the floor
 
 def contact(clip:Clip) -> dict[str, float]:
-    "Share of the time that a foot is planted (mean of both), and how fast planted balls of the feet still move: median and 95th percentile, m/s."
+    "Share of the time that a foot is planted (mean of both), and how fast planted balls of the feet still move: median, m/s."
     down, slide = [], []
     for s in ("left", "right"):
         x = track(clip, f"{s}_foot").numpy()

@@ -21,7 +21,7 @@ from .performers import SEGMENTS
 from .rigs import (NEEDED, Parts, RetargetError, Rig, bend, check_bones, completed, ease, frame_x, frame_z, frames_of, kinds_of, leg_length, mean_person, need_points, parts_of, pitch_down,
                              points_of, rest_frames, rig_of, smooth, swung, upright, with_middles)
 
-# %% ../../nbs/20_data/07b_retarget.ipynb #b58788c9
+# %% ../../nbs/20_data/07b_retarget.ipynb #d5464346
 @dataclass
 class Source:
     "What a clip says about the body, segment by segment."
@@ -36,6 +36,7 @@ class Source:
     fps: float
     same: bool = False   # source and target are one rig
 
+# %% ../../nbs/20_data/07b_retarget.ipynb #8884ef34
 def world_rotations(s:Skeleton, rotations:torch.Tensor # (T,J,4)
                    ) -> torch.Tensor:
     "(T,J,4) each joint's frame in the world, from local rotations. Any dtype."
@@ -49,12 +50,13 @@ def _shares(rig:Rig, chain:list, start:int, end:int) -> list[float]:
     length = np.linalg.norm(np.diff(p, axis=0), axis=1); done = np.cumsum(length) - length / 2
     return [float(x) for x in done[1:] / max(length.sum(), 1e-9)]
 
-# %% ../../nbs/20_data/07b_retarget.ipynb #1f02907b
+# %% ../../nbs/20_data/07b_retarget.ipynb #4180ce05
 def _turns_since_rest(clip:Clip, rig:Rig, joints:list) -> dict[int, np.ndarray]:
     "Joint -> (T,3,3) rotation since the standing pose, in the world."
     W = quaternion_to_matrix(world_rotations(clip.skeleton, clip.rotations.double())[:, joints]).numpy()
     return {j: W[:, k] @ rig.posed[1][j].T for k, j in enumerate(joints)}
 
+# %% ../../nbs/20_data/07b_retarget.ipynb #f52997f3
 def _use_rotations(source:Source, clip:Clip, rig:Rig, target:Rig) -> None:
     "Put the frames that rotations tell into `source`, in place of those of positions."
     parts, full = parts_of(rig), completed(rig)
@@ -90,7 +92,7 @@ def _keep_directions(source:Source, points:dict, s:str) -> None:
                 if abs(off) > 5 and name == upper: source.derived[f"{s}_{abc[1]}"] = f"hinge {off:.0f} degrees off the zero pose's, as its bends show"
             source.A[f"{s}_{name}"] = A
 
-# %% ../../nbs/20_data/07b_retarget.ipynb #d0186f19
+# %% ../../nbs/20_data/07b_retarget.ipynb #e55b84c5
 LOW_FOOT, SLOW_FOOT = 0.035, 0.30   # metres over its lowest place, metres a second: a foot that stands
 SOLE = SEGMENTS["sole"] / (SEGMENTS["shank"] + SEGMENTS["thigh"])       # height of ball and heel joints, in legs
 ANKLE = SEGMENTS["ankle"] / (SEGMENTS["shank"] + SEGMENTS["thigh"])
@@ -108,6 +110,7 @@ def standing_feet(P:dict, fps:float) -> np.ndarray:
         out.append((x[:, 2] < lowest(x[:, 2]) + LOW_FOOT) & (speed < SLOW_FOOT))
     return np.stack(out, 1)
 
+# %% ../../nbs/20_data/07b_retarget.ipynb #28f5cda1
 def feet_of(clip:Clip, shared=None, points:dict|None=None) -> np.ndarray:
     "(T,2) bool: see `standing_feet`; by the ankles where `shared`, the points of another body, has no ball."
     P = with_middles({p: clip.joints[:, i].double().numpy() for p, i in points_of(clip.skeleton, points).items()})
@@ -122,7 +125,7 @@ def slide(clip:Clip, stands:np.ndarray, points:dict|None=None) -> float:
     moves = np.concatenate(moves)
     return float(moves.mean()) if len(moves) else 0.0
 
-# %% ../../nbs/20_data/07b_retarget.ipynb #f5e7357b
+# %% ../../nbs/20_data/07b_retarget.ipynb #722b710d
 def _level_soles(source:Source) -> None:
     "Turn the frames of feet that come from positions so that x lies in the sole."
     up, stands = np.array([[0, 0, 1.0]]), standing_feet(source.P, source.fps)
@@ -143,6 +146,7 @@ def _level_soles(source:Source) -> None:
 
 FLAT = 5.0    # degrees: a zero pose whose soles are this far from level is not a pose on the floor
 
+# %% ../../nbs/20_data/07b_retarget.ipynb #6ee23f8b
 def _level_turned(source:Source, s:str, stands:np.ndarray) -> None:
     "Level a foot told by rotations where it stands otherwise than its rig's zero pose (CMU's spreads the legs and tips the soles)."
     if source.same or stands.sum() < 5: return
@@ -164,7 +168,7 @@ def _between(A, B, w) -> np.ndarray:
     way = matrix_to_axis_angle(torch.from_numpy(np.ascontiguousarray(A.swapaxes(-1, -2) @ B)))
     return A @ axis_angle_to_matrix(way * torch.as_tensor(w, dtype=torch.float64).reshape(-1, 1)).numpy()
 
-# %% ../../nbs/20_data/07b_retarget.ipynb #21c62b3d
+# %% ../../nbs/20_data/07b_retarget.ipynb #6347c434
 def _infer_feet(source:Source) -> None:
     "Frames of soles for a source without toes, and of toes for one without their tips."
     leg = leg_length(source.P)
@@ -181,6 +185,7 @@ def _infer_feet(source:Source) -> None:
             source.A[f"{s}_foot"] = _between(shank @ rotation("y", 12.0), flat @ rotation("y", ahead * push - (1 - ahead) * strike), near[:, None, None])
         if f"{s}_toes" not in source.A: _infer_toes(source, s, leg)
 
+# %% ../../nbs/20_data/07b_retarget.ipynb #6f6d8edd
 def _infer_toes(source:Source, s:str, leg:float) -> None:
     "Toes that stay on the floor while the heel is up and the ball is down."
     sole = source.A[f"{s}_foot"]
@@ -204,7 +209,7 @@ def _check_source(clip:Clip, points:dict|None) -> dict[str, np.ndarray]:
     check_bones(P, f"the clip {clip.action!r}")
     return P
 
-# %% ../../nbs/20_data/07b_retarget.ipynb #8c811d48
+# %% ../../nbs/20_data/07b_retarget.ipynb #469cc4d8
 def _says(kinds:dict, P:dict, clip:Clip, at:dict) -> dict[str, str]:
     "What positions of this layout leave open."
     out = {}
@@ -218,6 +223,7 @@ def _says(kinds:dict, P:dict, clip:Clip, at:dict) -> dict[str, str]:
     elif kinds["head"][0] == "line": out["head"] = "turns about itself with the chest"
     return out
 
+# %% ../../nbs/20_data/07b_retarget.ipynb #0b2bb9e0
 def read_source(clip:Clip, target:Rig, points:dict|None=None, rig:Rig|None=None) -> Source:
     "All frames that `clip` gives for `target`, from rotations where the clip has them and a pose that stands. Raises `RetargetError`."
     P = _check_source(clip, points)
@@ -233,7 +239,7 @@ def read_source(clip:Clip, target:Rig, points:dict|None=None, rig:Rig|None=None)
     _infer_feet(source)
     return source
 
-# %% ../../nbs/20_data/07b_retarget.ipynb #311b6cfc
+# %% ../../nbs/20_data/07b_retarget.ipynb #d0407256
 def _aim(D:list, bones, fixed, to) -> list:
     "Rotations `D` of a chain of `bones` (3,), turned together so that `fixed` (T,3) plus the bones points along `to` (T,3)."
     r = sum(apply(d, b) for d, b in zip(D, bones, strict=True))
@@ -243,6 +249,7 @@ def _aim(D:list, bones, fixed, to) -> list:
     if np.sqrt(dot(r, r)).max() < 1e-6: return D
     return [np.stack([carry(unit(r), unit(goal), d[..., k]) for k in range(3)], -1) for d in D]
 
+# %% ../../nbs/20_data/07b_retarget.ipynb #0d7694ae
 def _at_shares(knots:list, shares:list) -> list:
     "Rotations at `shares` between `knots`, a list of (share, (T,3,3))."
     knots, out = sorted(knots, key=lambda k: k[0]), []
@@ -259,7 +266,7 @@ class Fit(NamedTuple):
     rest: dict       # point -> (1,3), borrowed ones included
     D: dict          # segment -> (T,3,3) rotation since standing
 
-# %% ../../nbs/20_data/07b_retarget.ipynb #396a13ff
+# %% ../../nbs/20_data/07b_retarget.ipynb #ae41ac32
 def _fit(source:Source, rig:Rig) -> Fit:
     "Rotations of all segments of `rig`."
     by_rules, rest = {}, completed(rig)
@@ -274,6 +281,7 @@ def _fit(source:Source, rig:Rig) -> Fit:
         D[name] = A @ own.swapaxes(-1, -2)
     return Fit(rig, parts_of(rig), rest, D)
 
+# %% ../../nbs/20_data/07b_retarget.ipynb #94905081
 def _trunk(fit:Fit, source:Source) -> dict[int, np.ndarray]:
     "Joint -> (T,3,3) of pelvis, spine, chest, neck and head."
     rig, parts, D, p, P = fit.rig, fit.parts, fit.D, fit.rig.joints, source.P
@@ -298,7 +306,7 @@ def _trunk(fit:Fit, source:Source) -> dict[int, np.ndarray]:
         out |= dict(zip(neck, turns, strict=True))
     return out
 
-# %% ../../nbs/20_data/07b_retarget.ipynb #58961360
+# %% ../../nbs/20_data/07b_retarget.ipynb #e97e776b
 SHRUG = 10.0    # degrees: collars of source and target that lie closer at rest are taken to be built alike
 
 def _collar(fit:Fit, source:Source, side:str) -> list:
@@ -316,6 +324,7 @@ def _collar(fit:Fit, source:Source, side:str) -> list:
         told = carry(usual, own, told)
     return _aim([D] * len(chain), np.diff(p[[*chain, shoulder]], axis=0), apply(D, p[chain[0]] - rest), unit(apply(D, told)))
 
+# %% ../../nbs/20_data/07b_retarget.ipynb #c8a51e1b
 def _chain(fit:Fit, name:str, end:int, before:np.ndarray, after:np.ndarray) -> list:
     "Rotations of the bones of a limb's segment: the first share the twist of what comes `before`, or the last that of what comes `after`, where given."
     chain, D, p = fit.parts.chains[name], fit.D[name], fit.rig.joints
@@ -339,7 +348,7 @@ def _limbs(fit:Fit, source:Source) -> dict[int, np.ndarray]:
         for name, list_ in turns.items(): out |= dict(zip(fit.parts.chains.get(name, ()), list_))
     return out
 
-# %% ../../nbs/20_data/07b_retarget.ipynb #c80bf560
+# %% ../../nbs/20_data/07b_retarget.ipynb #67bca471
 class Ground(NamedTuple):
     "Where the source stands, and how its path is carried over."
     scale: float      # target's leg by source's
@@ -357,6 +366,7 @@ def _sole_height(rig:Rig) -> float:
     if not feet: return ANKLE * leg
     return float(np.mean([P[f"{s}_ankle"][0] @ up - min(P[p][0] @ up for p in feet if p.startswith(s)) for s in ("left", "right")])) + SOLE * leg
 
+# %% ../../nbs/20_data/07b_retarget.ipynb #c8da7f85
 def ground_of(P:dict, rig:Rig, floor:float|None=None, scale:float|None=None) -> Ground:
     "How the path of points (T,3) is carried to `rig`; `floor` (metres) and `scale` where they are known better."
     leg = leg_length(P)
@@ -393,7 +403,7 @@ def _pose(fit:Fit, source:Source, hips:np.ndarray) -> tuple[torch.Tensor, torch.
     root = (torch.from_numpy(hips) - middle).float() + joints[:, s.root]
     return forward_kinematics(s, offsets, q, root), q
 
-# %% ../../nbs/20_data/07b_retarget.ipynb #83ccbc35
+# %% ../../nbs/20_data/07b_retarget.ipynb #b07952aa
 def _lock(fit:Fit, source:Source, hips:np.ndarray, stands:np.ndarray) -> None:
     "Change the legs of `fit` in place so that feet that stand stay; `stands` (T,2)."
     p, at, D = fit.rig.joints, fit.rig.at, fit.D
@@ -411,6 +421,7 @@ def _lock(fit:Fit, source:Source, hips:np.ndarray, stands:np.ndarray) -> None:
         for name, a, b, old in (("thigh", start, mid, knee - hip), ("shank", mid, end, ankle - knee)):
             D[f"{s}_{name}"] = np.stack([carry(unit(apply(D[f"{s}_{name}"], old)), unit(b - a), D[f"{s}_{name}"][..., k]) for k in range(3)], -1)
 
+# %% ../../nbs/20_data/07b_retarget.ipynb #06786909
 def _hold(place:np.ndarray, stands:np.ndarray) -> np.ndarray|None:
     "(T,3) metres by which `place` (T,3) must move to rest while it `stands` (T,); None where it never does."
     t = np.flatnonzero(stands)
@@ -419,7 +430,7 @@ def _hold(place:np.ndarray, stands:np.ndarray) -> np.ndarray|None:
     held = np.stack([place[t[run == k]].mean(0) for k in range(run[-1] + 1)])[run] - place[t]
     return np.stack([np.interp(np.arange(len(place)), t, held[:, k]) for k in range(3)], -1)
 
-# %% ../../nbs/20_data/07b_retarget.ipynb #c0f9f0e9
+# %% ../../nbs/20_data/07b_retarget.ipynb #4b23f129
 @dataclass(frozen=True, eq=False, repr=False)
 class Retargeted(Clip):
     "A clip that was moved to another body or layout, with what that took."
@@ -427,6 +438,7 @@ class Retargeted(Clip):
     missing: tuple = ()                           # joints that nothing tells; they lie on a neighbour
     scale: float = 1.0                            # leg of the target by leg of the source
 
+# %% ../../nbs/20_data/07b_retarget.ipynb #91ad48ad
 def retarget(clip:Clip,
              rig:Rig,                  # the body to move
              points:dict|None=None,    # joint of the clip -> anatomical point, where its names are not known
@@ -449,7 +461,7 @@ def retarget(clip:Clip,
     return Retargeted(joints, rig.skeleton, clip.fps, clip.action, clip.performer, clip.frame, f"{clip.source}; retargeted from {clip.skeleton.name}", rotations,
                       torch.from_numpy(rig.offsets).float(), told.derived, (), ground.scale)
 
-# %% ../../nbs/20_data/07b_retarget.ipynb #5e0de46a
+# %% ../../nbs/20_data/07b_retarget.ipynb #035e0a8e
 def _neighbours(s:Skeleton, known:list) -> dict[int, int]:
     "Unknown joint -> the known one that is fewest bones away."
     links = {j: [c if p == j else p for p, c in s.edges if j in (p, c)] for j in range(len(s))}
@@ -460,6 +472,7 @@ def _neighbours(s:Skeleton, known:list) -> dict[int, int]:
         out[start] = next((j for j in ring if known[j]), known.index(True))
     return out
 
+# %% ../../nbs/20_data/07b_retarget.ipynb #8f18a6b4
 def relayout(clip:Clip,
              dst:str|Skeleton,        # layout that is wanted
              points:dict|None=None,   # joint of the clip -> anatomical point, where its names are not known

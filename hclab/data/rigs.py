@@ -46,7 +46,7 @@ def _sided(name:str) -> tuple[str, str]:
             if (rest := re.sub(rule, "", bare, flags=re.I)) != bare: return side, rest
     return "", bare
 
-# %% ../../nbs/20_data/07_rigs.ipynb #b68b24a3
+# %% ../../nbs/20_data/07_rigs.ipynb #f8f580ad
 def points_of(s:Skeleton, points:dict|None=None) -> dict[str, int]:
     "Anatomical point -> joint index. `points` maps joint names to points; else layouts and rigs are known by name. Raises `RetargetError`."
     if points is not None: return _given_points(s, points)
@@ -58,6 +58,7 @@ def points_of(s:Skeleton, points:dict|None=None) -> dict[str, int]:
         found[family] = {p.replace("*", side): i for i, (side, bare) in enumerate(sided) for p in (table.get(bare, ""),) if p and ("*" in p) == bool(side)}
     return max((*found.values(), known), key=lambda f: len(set(NEEDED) & set(f)))
 
+# %% ../../nbs/20_data/07_rigs.ipynb #1b056ee6
 def _given_points(s:Skeleton, points:dict) -> dict[str, int]:
     "Points by the caller's own dict of joint name -> point."
     for name, point in points.items():
@@ -109,7 +110,7 @@ class Rig:
     @property
     def joints(self) -> np.ndarray: return self.posed[0]
 
-# %% ../../nbs/20_data/07_rigs.ipynb #b6841dc4
+# %% ../../nbs/20_data/07_rigs.ipynb #43d80a5e
 SIZES = (0.15, 1.2)   # metres from hip to ankle along the bones: a small child, a giant
 
 def leg_length(P:dict) -> float:
@@ -130,6 +131,7 @@ def check_bones(P:dict, who:str) -> None:
         unit = " (millimetres?)" if 150 < leg < 1500 else " (centimetres?)" if 15 < leg <= 150 else ""
         raise RetargetError(f"{who}: legs of {leg:.4g} m are impossible{unit}: give metres, between {SIZES[0]} and {SIZES[1]}")
 
+# %% ../../nbs/20_data/07_rigs.ipynb #075649e2
 def _standing(rig:Rig) -> str:
     "Why the pose of `rig` is no standing person, or an empty text."
     at = {p: rig.joints[i] for p, i in rig.at.items()}
@@ -146,7 +148,7 @@ def _standing(rig:Rig) -> str:
 def _check_standing(rig:Rig) -> None:
     if why := _standing(rig): raise RetargetError(f"{rig.skeleton.name}: this is no standing pose, {why}; give rest= the local rotations (J,4) of one, e.g. those of a frame")
 
-# %% ../../nbs/20_data/07_rigs.ipynb #31aa9d81
+# %% ../../nbs/20_data/07_rigs.ipynb #258df14b
 def rig_of(clip:Clip,                # with rotations and offsets
            rest:int|None=None,       # frame in which the person stands; None: all rotations zero
            points:dict|None=None     # joint name -> point, where the names are not known
@@ -166,6 +168,7 @@ def standing_rig(layout:str|Skeleton) -> Rig:
     x = rest_pose(s).double().numpy()
     return Rig(s, np.array([x[j] - x[p] if p >= 0 else 0 * x[j] for j, p in enumerate(s.parents)]))
 
+# %% ../../nbs/20_data/07_rigs.ipynb #5818ab32
 def rig_from_bones(names,           # of the bones
                    parents,         # name of each bone's parent, "" for the root
                    heads,           # (B,3) metres: where each bone starts, in a standing pose
@@ -231,7 +234,7 @@ class Parts(NamedTuple):
     chest: int
     head: int          # -1 where the rig has none
 
-# %% ../../nbs/20_data/07_rigs.ipynb #96aaf26a
+# %% ../../nbs/20_data/07_rigs.ipynb #dea86eca
 def parts_of(rig:Rig) -> Parts:
     "Segments of a rig's joints. Raises `RetargetError` for a tree that doesn't start at the pelvis."
     s, at = rig.skeleton, rig.at
@@ -250,6 +253,7 @@ def parts_of(rig:Rig) -> Parts:
         for j in level: segment[j] = label.get(j) or segment[s.parents[j]]
     return Parts(tuple(segment[j] for j in range(len(s))), chains | dict(pelvis=[pelvis]), pelvis, chest, head)
 
+# %% ../../nbs/20_data/07_rigs.ipynb #b3752dc1
 def _head_joint(rig:Rig, chest:int) -> int:
     "The joint whose frame the head has: the one called head or, where that is a leaf, the one it hangs on; -1 for none above the chest."
     s, options = rig.skeleton, [rig.at[p] for p in ("head", "head_top", "neck_nose", "neck") if p in rig.at]
@@ -272,7 +276,7 @@ def _limb_chains(rig:Rig, side:str, chest:int) -> dict[str, list[int]]:
         if j in s.parents and (not tip or f"{side}_{tip}" in at) and (not anchor or joints_up_to(s, j, at[f"{side}_{anchor}"])): out[f"{side}_{name}"] = [j]
     return out
 
-# %% ../../nbs/20_data/07_rigs.ipynb #19cf0221
+# %% ../../nbs/20_data/07_rigs.ipynb #dbdaeddd
 def frame_z(z, x) -> np.ndarray:
     "(T,3,3) frames with exactly this `z` (T,3), x towards `x`."
     z = unit(z); y = unit(np.cross(z, x))
@@ -283,6 +287,7 @@ def frame_y(y, z) -> np.ndarray:
     y = unit(y); x = unit(np.cross(y, z))
     return np.stack([x, y, np.cross(x, y)], -1)
 
+# %% ../../nbs/20_data/07_rigs.ipynb #b82b2442
 def frame_x(x, z) -> np.ndarray:
     "(T,3,3) frames with exactly this `x` (T,3), z towards `z`."
     x = unit(x); y = unit(np.cross(z, x))
@@ -299,7 +304,7 @@ BACKWARDS = (-.6, -.1) # cosine to straight ahead: knees do not bend this way
 BENT = (6.0, 20.0)    # degrees: below the first a limb's bend says nothing about its hinge, above the second everything
 MEMORY = 0.25         # seconds: how far a straight limb looks for the hinge it had
 
-# %% ../../nbs/20_data/07_rigs.ipynb #2e27afac
+# %% ../../nbs/20_data/07_rigs.ipynb #6c69818a
 def smooth(c:np.ndarray, width:float) -> np.ndarray:
     "`c` (T,) averaged over a bell of `width` frames."
     reach = min(int(3 * width), len(c) - 1)
@@ -312,6 +317,7 @@ def bend(a, b, c) -> np.ndarray:
     u, v = a - b, b - c
     return ease(np.degrees(np.arctan2(np.linalg.norm(np.cross(u, v), axis=-1), dot(u, v)[:, 0])), *BENT)
 
+# %% ../../nbs/20_data/07_rigs.ipynb #40bceaa0
 def _limb(a, b, c, ahead:np.ndarray, sign:float, fps:float) -> tuple[np.ndarray, np.ndarray]:
     "Frames (T,3,3) of the bones a-b and b-c; `ahead` (T,3) is x where the limb is straight; the middle joint points along `sign` times x."
     z1, z2 = unit(a - b), unit(b - c)
@@ -332,7 +338,7 @@ def frame_zy(z, y) -> np.ndarray:
     z = unit(z); x = unit(np.cross(y, z))
     return np.stack([x, np.cross(z, x), z], -1)
 
-# %% ../../nbs/20_data/07_rigs.ipynb #946c200a
+# %% ../../nbs/20_data/07_rigs.ipynb #97bd826f
 def _far(P:dict, a:str, b:str, least:float=.01) -> bool:
     "Both points are known, and apart: some recordings put a hand they lack onto the wrist."
     return a in P and b in P and np.median(np.linalg.norm(P[a] - P[b], axis=-1)) > least
@@ -356,6 +362,7 @@ def kinds_of(P:dict, target:dict) -> dict[str, tuple]:
         kinds[f"{s}_toes"] = first([("foot", "toe_tip")]) if f"{s}_foot" in P else ()
     return kinds
 
+# %% ../../nbs/20_data/07_rigs.ipynb #090c1ee0
 def with_middles(P:dict) -> dict:
     "Points with the middles of hips and shoulders, and what stands in for ankle, wrist and pelvis."
     P = dict(P)
@@ -390,7 +397,7 @@ def frames_of(P:dict,          # point -> (T,3) metres, with the middles of hips
         A |= _hand_foot(P, kinds, A, side)
     return A
 
-# %% ../../nbs/20_data/07_rigs.ipynb #a3231992
+# %% ../../nbs/20_data/07_rigs.ipynb #1a8dda6c
 def _head(P:dict, kind:tuple, chest:np.ndarray) -> np.ndarray:
     "The head's frame (T,3,3): from ears or eyes and nose, from the face between neck and top, from a line and the chest, or the chest's."
     if not kind: return chest
@@ -400,6 +407,7 @@ def _head(P:dict, kind:tuple, chest:np.ndarray) -> np.ndarray:
     x = P["neck_nose"] - P["mid_shoulders"]
     return frame_z(z, x - dot(x, z) * z + .02 * chest[..., 0])   # where the face lies on the line, the chest says where it looks
 
+# %% ../../nbs/20_data/07_rigs.ipynb #c4eeec9e
 def _hand_foot(P:dict, kinds:dict, A:dict, side:str) -> dict[str, np.ndarray]:
     "Frames of one hand and one foot, with fingers and toes, as far as points tell."
     at, out = lambda p: P[f"{side}_{p}"], {}
@@ -436,7 +444,7 @@ def upright(P:dict) -> np.ndarray:
     if (np.degrees(np.arccos(np.clip(dot(up, axis), -1, 1))) < UPRIGHT).all(): up = axis
     return frame_z(up, np.cross(P["left_hip"] - P["right_hip"], up))
 
-# %% ../../nbs/20_data/07_rigs.ipynb #3b7d8c64
+# %% ../../nbs/20_data/07_rigs.ipynb #e03a5fe5
 @lru_cache(maxsize=64)
 def completed(rig:Rig) -> dict[str, np.ndarray]:
     "Points (1,3) of the standing rig, those it lacks borrowed from a mean person."
@@ -455,6 +463,7 @@ def completed(rig:Rig) -> dict[str, np.ndarray]:
             if n not in own: out[n] = own[anchor] + k * apply(R, mean[n] - mean[anchor])
     return out
 
+# %% ../../nbs/20_data/07_rigs.ipynb #c8dfde7c
 def pitch_down(x, up) -> np.ndarray:
     "Degrees by which the directions `x` (T,3) point down."
     return np.degrees(np.arcsin(np.clip(-dot(unit(x), up)[:, 0], -1, 1)))

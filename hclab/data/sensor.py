@@ -55,7 +55,7 @@ def random_camera(generator:torch.Generator) -> Camera:
     span = lambda u, low, high: low + u * (high - low)
     return camera_at(AZIMUTHS[int(3 * a)] + span(wobble, -5, 5), span(h, *HEIGHTS), span(d, *DISTANCES))
 
-# %% ../../nbs/20_data/06_sensor.ipynb #816c33e6
+# %% ../../nbs/20_data/06_sensor.ipynb #5b155572
 @dataclass(frozen=True, eq=False)
 class Tracked:
     "One body as a tracker reports it. Raises `SensorError` where joints and states don't agree."
@@ -78,6 +78,7 @@ class Tracked:
             raise SensorError("a joint is lost (state 0) exactly where it is NaN: set both, never a zero that looks like a place")
 
     def __len__(self) -> int: return len(self.times)
+    def __repr__(self): return f"Tracked({self.action!r} by {self.performer}, {len(self)} frames at {self.fps:g} Hz on {self.skeleton.name}, camera {self.camera.name!r}: {float((self.state == 2).float().mean()):.1%} tracked, {float((self.state == 0).float().mean()):.1%} lost; {self.source})"
 
     @property
     def mask(self) -> torch.Tensor:
@@ -127,8 +128,8 @@ def bone_spread(joints:torch.Tensor, skeleton:Skeleton) -> torch.Tensor:
     for a, b in skeleton.edges: out[b] = (joints[:, b] - joints[:, a]).norm(dim=-1).std()
     return out
 
-# %% ../../nbs/20_data/06_sensor.ipynb #40d042a5
-JITTER = dict(pelvis=.25, spine=.20, thorax=.30, neck_root=.30, neck=.32, head=.64, collar=.32, shoulder=.58, elbow=.70, wrist=1.2, hip=.27, knee=.90, ankle=1.25, foot=3.4,
+# %% ../../nbs/20_data/06_sensor.ipynb #fc49a02e
+JITTER = dict(pelvis=.25, spine=.20, thorax=.30, neck_root=.30, neck=.32, head=.35, collar=.32, shoulder=.58, elbow=.70, wrist=1.1, hip=.27, knee=.90, ankle=1.45, foot=5.0,
               hand=1.8, hand_tip=2.5, thumb=2.5)     # mm at 2.4 m
 WANDER = dict(pelvis=1.5, spine=8.0, thorax=2.5, neck_root=2.5, neck=2.5, head=5.0, collar=2.5, shoulder=5.0, elbow=11.0, wrist=11.0, hip=1.5, knee=24.0, ankle=20.0, foot=12.0,
               hand=12.0, hand_tip=14.0, thumb=14.0)  # mm
@@ -279,7 +280,7 @@ def kept(frames:int, fps:float, severity:float, generator:torch.Generator) -> to
     keep[0] = True
     return keep
 
-# %% ../../nbs/20_data/06_sensor.ipynb #507f89cf
+# %% ../../nbs/20_data/06_sensor.ipynb #c05cbe49
 @dataclass(frozen=True)
 class Noise:
     "How strong each fault is: 1 as described here, 0 absent."
@@ -291,6 +292,7 @@ class Noise:
     gone: float = 1.0
     timing: float = 1.0
 
+# %% ../../nbs/20_data/06_sensor.ipynb #917fe7a8
 INFERRED_GAIN = 3.0   # jitter of an inferred joint against a tracked one; a guess
 
 def sense(clip:Clip, camera:Camera,
@@ -298,6 +300,7 @@ def sense(clip:Clip, camera:Camera,
           severity:float=1.0,         # multiplies all of `noise`
           noise:Noise=Noise()) -> Tracked:
     "What a Kinect's tracker reports of `clip`. Raises `SensorError` for a negative severity and as `view` does."
+    if not isinstance(generator, torch.Generator): raise SensorError(f"generator must be a torch.Generator, got {generator!r}; write torch.Generator().manual_seed(0)")
     if not (math.isfinite(severity) and severity >= 0): raise SensorError(f"severity must be a number from 0 (faultless) upwards, got {severity!r}")
     wrong = {k: v for k, v in vars(noise).items() if not (math.isfinite(v) and v >= 0)}
     if wrong: raise SensorError(f"noise must be 0 or more in each part, got {wrong}")

@@ -21,7 +21,7 @@ from .motion import Clip, cut, join, resample
 from .performers import Performer
 from .stance import ground, settle, smooth, standing, step_over
 
-# %% ../../nbs/20_data/05_sequences.ipynb #0fc8d76f
+# %% ../../nbs/20_data/05_sequences.ipynb #13a0117a
 class SequenceError(ValueError):
     "A sequence that can't be: unknown actions, segments outside the clip or on top of each other, people who differ in rate or length or stand in each other."
 
@@ -35,6 +35,7 @@ class Take:
     frames: int
     offset: int = 0
 
+# %% ../../nbs/20_data/05_sequences.ipynb #358aae8e
 @dataclass(frozen=True)
 class Segment:
     "One action of one person, in frames."
@@ -149,7 +150,7 @@ def neutral(performer:Performer, rng:np.random.Generator) -> Pose:
     pose = ground(standing(performer, np.zeros(1), rng), performer)
     return mirrored(pose) if performer.left_handed else pose
 
-# %% ../../nbs/20_data/05_sequences.ipynb #21e394f5
+# %% ../../nbs/20_data/05_sequences.ipynb #0e01b4ae
 STRIDE, TURN = .32, 50.0    # metres and degrees that one pair of steps may go
 QUICK, STEP, SHIFT = .45, .45, .44   # seconds, the first two at tempo 1: easing from pose to pose; one foot's step; the weight over and back
 
@@ -165,6 +166,7 @@ def _bridge(a:Pose, b:Pose, performer:Performer, n:int, fps:float, floor:bool) -
         pose.pelvis[:, 2] -= np.sin(np.pi * t / t[-1])**2 * np.maximum(pose.pelvis[:, 2] - _reach_height(pose, performer), 0)
     return pose.map(lambda x: x[1:-1])
 
+# %% ../../nbs/20_data/05_sequences.ipynb #fae2bcfa
 def _reach_height(pose:Pose, performer:Performer) -> np.ndarray:
     "(T,) metres: how high the pelvis can be where both legs are nearly straight."
     other = replace(pose, pelvis=pose.pelvis.copy())
@@ -264,7 +266,7 @@ class Actor:
         pose, _ = self.drawn(WAIT, max(frames - ease, 2))
         self.add(_bridge(self.now, pose, self.performer, ease, self.fps, False)); self.add(pose)
 
-# %% ../../nbs/20_data/05_sequences.ipynb #c0f7c236
+# %% ../../nbs/20_data/05_sequences.ipynb #c3fc8014
 def act(actor:Actor, name:str, seconds:float|None=None, start:int=0) -> Segment:
     """The actor does `name` from posture to posture (one execution or `seconds`), after a transition, not before frame `start`. Returns the segment.
 
@@ -287,6 +289,7 @@ def _enter(actor:Actor, name:str, pose:Pose, take:Take) -> Segment:
     actor.posture = ACTIONS[name].end if ACTIONS[name].end in LEAVE else "stand"
     return segment
 
+# %% ../../nbs/20_data/05_sequences.ipynb #d976b373
 def _go(actor:Actor, name:str, frames:int, start:int) -> Segment:
     "Walk or run: set off, go at full speed (the segment), stop."
     p, fps = actor.performer, actor.fps
@@ -307,7 +310,7 @@ def _go(actor:Actor, name:str, frames:int, start:int) -> Segment:
     actor.add(set_off(stop, track, last, other, 2 * half, p, way=-1).map(lambda x: x[::-1])); actor.add(stop)
     return segment
 
-# %% ../../nbs/20_data/05_sequences.ipynb #74809f24
+# %% ../../nbs/20_data/05_sequences.ipynb #6c0820a1
 PAUSE = (.5, 2.5)      # seconds of standing about, where there is any
 ROOM = 1.2             # metres from the origin beyond which walkers turn back
 SHORTER = dict(run=.6) # of one execution of the grammar: a run of three seconds would leave every room
@@ -330,6 +333,7 @@ def perform(actor:Actor, actions, idle:float=.6, upright:bool=False) -> None:
         act(actor, name, ACTIONS[name].length(actor.performer) * actor.rng.uniform(1, 1.4) * SHORTER.get(name, 1))
         if actor.posture == "stand" and actor.rng.random() < idle: actor.wait(round(actor.rng.uniform(*PAUSE) * actor.fps))
 
+# %% ../../nbs/20_data/05_sequences.ipynb #0955199e
 def filmed(actor:Actor, layout:str) -> Clip:
     "All that the actor did, on `layout`. Each part is solved by itself, because a frame of the grammar is exact only among those that it was drawn with."
     clip = join([to_clip(pose, actor.performer, actor.fps, "sequence", layout) for pose in actor.poses], carry=False, action="sequence")
@@ -365,7 +369,7 @@ def compose(performer:Performer|int,    # an int is drawn with `Performer.from_s
     perform(actor, names, idle)
     return finish([actor], layout, seed, index)
 
-# %% ../../nbs/20_data/05_sequences.ipynb #a6ba0ef5
+# %% ../../nbs/20_data/05_sequences.ipynb #10d6276c
 def _cut_segments(segments, ranges) -> tuple:
     "`segments` cut to the (first, end) frames of each performer; those without a frame there are gone."
     out = []
@@ -374,6 +378,7 @@ def _cut_segments(segments, ranges) -> tuple:
         if low < high: out.append(replace(s, start=low, end=high, take=s.take and replace(s.take, offset=s.take.offset + low - s.start)))
     return tuple(sorted(out, key=lambda s: (s.start, s.who)))
 
+# %% ../../nbs/20_data/05_sequences.ipynb #b2399410
 def cut_sequence(sequence:Sequence, start:int, stop:int|None=None # frames, as in a slice
                 ) -> Sequence:
     "The frames `start:stop` with what is left of the segments. Raises `SequenceError` where no frame is left, or one performer is never seen."
@@ -395,7 +400,7 @@ def resample_sequence(sequence:Sequence, fps:float) -> Sequence:
 
 Sequence.slice, Sequence.resample = cut_sequence, resample_sequence
 
-# %% ../../nbs/20_data/05_sequences.ipynb #40c73a2d
+# %% ../../nbs/20_data/05_sequences.ipynb #82996f6e
 @dataclass(frozen=True, eq=False)
 class Window:
     "A piece of a sequence for a network."
@@ -404,6 +409,7 @@ class Window:
     body_mask: torch.Tensor  # (M,L) bool
     labels: torch.Tensor     # (M,L) int64 numbers in `CLASSES`; -1 where nobody is seen, padding included
 
+# %% ../../nbs/20_data/05_sequences.ipynb #67e27e5c
 def windows(sequence:Sequence, length:int, stride:int|None=None # frames; `length` where None
            ) -> list[Window]:
     "Windows of `length` frames, every `stride`; the last one is padded where frames are left over. Raises `SequenceError`."
@@ -423,7 +429,7 @@ def tensors(sequence:Sequence) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
     mask = labels >= 0
     return torch.stack([c.joints for c in sequence.clips]) * mask[..., None, None], mask, labels
 
-# %% ../../nbs/20_data/05_sequences.ipynb #5236f79b
+# %% ../../nbs/20_data/05_sequences.ipynb #a4f88d30
 @dataclass(frozen=True)
 class Exchange:
     "What one does and how the other answers."
@@ -436,6 +442,7 @@ INTERACTIONS = dict(greet=Exchange("wave", "wave"), bow_to=Exchange("bow", "bow"
                     exercise=Exchange("jumping_jack", "jumping_jack", .3), spar=Exchange("punch", delay=.4, back=.42), shove=Exchange("push", delay=.4, back=.42), kick_at=Exchange("kick", delay=0.0, back=.45))
 FACINGS = {"each other": (0.0, 180.0), "side by side": (90.0, 90.0), "back to back": (180.0, 0.0)}   # headings of two people of whom the second is ahead along x
 
+# %% ../../nbs/20_data/05_sequences.ipynb #b7f1ea16
 def exchange(a:Actor, b:Actor, what:Exchange) -> None:
     "`a` begins, `b` answers; then `b` returns to where he stood."
     fps, (spot, faces) = a.fps, footing(b.now)
@@ -454,7 +461,7 @@ def nearest(sequence:Sequence) -> torch.Tensor:
     gap = torch.cat([torch.cdist(x, y).amin((1, 2)) for x, y in zip(*(c.joints.split(512) for c in sequence.clips))])
     return gap.masked_fill((sequence.labels < 0).any(0), math.inf)
 
-# %% ../../nbs/20_data/05_sequences.ipynb #08067250
+# %% ../../nbs/20_data/05_sequences.ipynb #2deb2dbc
 def _script(script, rng) -> list|tuple:
     "Names of interactions, or a pair of lists of actions, checked."
     if isinstance(script, int):
@@ -467,6 +474,7 @@ def _script(script, rng) -> list|tuple:
         if name not in INTERACTIONS: raise SequenceError(f"no interaction {name!r}; {did_you_mean(str(name), INTERACTIONS)}")
     return list(script)
 
+# %% ../../nbs/20_data/05_sequences.ipynb #01955ba7
 def duet(performers:tuple=(0, 1),
          script=3,                   # interactions by name, or how many to draw; or a tuple of two lists of actions, each on his own
          seed:int=0, index:int=0, fps:float=30.0, layout:str="NTU25",
@@ -506,7 +514,7 @@ def _apart(sequence:Sequence, apart:float) -> Sequence:
     doing = [next((s.action for s in sequence.segments if s.who == w and s.start <= k < s.end), "nothing") for w in (0, 1)]
     raise SequenceError(f"joints of the two come within {float(gap.min()):.2f} m at {k / sequence.fps:.1f} s ({doing[0]} and {doing[1]}), and {apart} m is the least allowed; put them farther apart, or let them face elsewhere")
 
-# %% ../../nbs/20_data/05_sequences.ipynb #1d60d851
+# %% ../../nbs/20_data/05_sequences.ipynb #70d7307f
 def sample(sequence:Sequence) -> dict:
     "The sample of design: `sequence` (M,T,J,3), `body_mask` (M,T), `frame`, `fps`, `skeleton`, `segments` (start, end, number in `CLASSES`), `source`, `index`."
     x, mask, _ = tensors(sequence)
@@ -517,6 +525,7 @@ def sample(sequence:Sequence) -> dict:
     if len(sequence.clips) == 1 and isinstance(sequence.performers[0], int): out["identity"] = sequence.performers[0]
     return out
 
+# %% ../../nbs/20_data/05_sequences.ipynb #20fa39ec
 @dataclass(frozen=True)
 class Sequences:
     "`count` sequences of `performers`, a share `pairs` of them duets; `[index]` depends on `seed` and `index` alone."

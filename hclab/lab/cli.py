@@ -6,7 +6,7 @@
 __all__ = ['app', 'data_app', 'WrongWords', 'PREDICT', 'Usage', 'expected', 'main', 'parse_parameters', 'parse_seeds', 'run',
            'tour', 'report_page', 'report', 'list_', 'doctor', 'data_list', 'data_show', 'baseline', 'predict', 'site']
 
-# %% ../../nbs/80_lab/11_cli.ipynb #90ea8175
+# %% ../../nbs/80_lab/11_cli.ipynb #54d19e15
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +15,7 @@ import typer
 
 app = typer.Typer(name="hclab", help="The lab book of human-centric perception.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]})
-data_app = typer.Typer(help="Data sets: what there is, where it lies, how to see it.", no_args_is_help=True)
+data_app = typer.Typer(help="Motion and data sets: what there is, where it lies, how to see it; try `hclab data show motion`.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
 # %% ../../nbs/80_lab/11_cli.ipynb #6e08f29d
@@ -205,14 +205,14 @@ def data_list():
     print("\n".join(list_lines({name: c.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for name, c in _cards().items()})))
     print(f"generated data: {hclab_home()} ({'exists' if hclab_home().exists() else 'nothing generated yet'})")
 
-# %% ../../nbs/80_lab/11_cli.ipynb #2496138f
+# %% ../../nbs/80_lab/11_cli.ipynb #12691bc7
 @data_app.command("show")
-def data_show(name:Annotated[str, typer.Argument(help="motion, a recording such as walk.bvh, or a data card.")],
+def data_show(name:Annotated[str, typer.Argument(help="motion (what is drawn), a recording such as walk.bvh, or a data card, as in hclab data list.")],
               action:Annotated[list[str] | None, typer.Option(help="A drawn action; may be repeated. Default: all.")]=None,
               performer:Annotated[list[str] | None, typer.Option(help="A performer's number; may be repeated. Default: 1, 2, 3.")]=None,
-              layout:Annotated[str | None, typer.Option(help="A joint layout such as H36M17; default: the clip's own.")]=None,
-              fps:Annotated[float | None, typer.Option(help="Frames a second.")]=None,
-              seconds:Annotated[float | None, typer.Option(help="Length of each drawn clip, or of the start of a recording.")]=None,
+              layout:Annotated[str | None, typer.Option(help="Joints as another layout has them, such as H36M17 or COCO17; default: the clip's own.")]=None,
+              fps:Annotated[float | None, typer.Option(help="Frames a second; default: 30, or a recording's own where that is less.")]=None,
+              seconds:Annotated[float | None, typer.Option(help="Length of each drawn clip (default 4), or of the start of a recording (default 20).")]=None,
               gif:Annotated[bool, typer.Option("--gif", help="Also an animation.")]=False,
               out:Annotated[Path | None, typer.Option(help="Folder of what is written; default: show, where runs are kept.")]=None):
     "Motion as a sheet of key moments and a page with a player, or the card of a data set."

@@ -265,7 +265,7 @@ def _npz(path:Path, asked, size) -> Poses2D:
     plain = {k: v.tolist() if isinstance(v, np.ndarray) and k in ("skeleton", "names", "image_size") else v for k, v in found.items()}
     return _plain(plain, asked, size, "npz")
 
-# %% ../../nbs/80_lab/08b_poses2d.ipynb #d55f267d
+# %% ../../nbs/80_lab/08b_poses2d.ipynb #7d6e376e
 def read_poses2d(path:Path|str,
                  layout:str|None=None,                       # of the joints, where the file does not say it
                  image_size:tuple[int, int]|None=None,       # (H, W), where the file does not say it
@@ -281,5 +281,5 @@ def read_poses2d(path:Path|str,
         if isinstance(found, list) or isinstance(found, dict) and "annotations" in found: return _coco(found, layout, image_size)
         if isinstance(found, dict) and "joints2d" in found: return _plain(found, layout, image_size)
     except Poses2DError as e: raise Poses2DError(f"{path.name}: {str(e).removeprefix(path.name + ': ')}") from e
-    except ValueError as e: raise Poses2DError(str(e)) from e
+    except ValueError as e: raise Poses2DError(str(e).replace(str(path), path.name)) from e
     raise Poses2DError(f"{path.name} has none of the keys joints2d, annotations (COCO) and people (OpenPose): hclab does not know this format")

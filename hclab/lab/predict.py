@@ -41,7 +41,7 @@ def load_pretrained(name:str="martinez-h36m16"):
     path, load = PRETRAINED[name]
     return load(path)
 
-# %% ../../nbs/80_lab/09_predict.ipynb #2da1e6a2
+# %% ../../nbs/80_lab/09_predict.ipynb #a275a895
 class PredictError(ConfigError):
     "A file, a camera or a checkpoint with which there is nothing to predict."
 
@@ -52,7 +52,7 @@ def load_lifter(path:Path|str, method:str="martinez"):
     if method not in LIFTERS: raise PredictError(f"unknown lifter {method!r}; {did_you_mean(method, LIFTERS)}")
     if not Path(path).is_file(): raise PredictError(f"{path}: no such file")
     try: return LIFTERS[method](path)
-    except (ValueError, RuntimeError, TypeError) as e: raise PredictError(f"{Path(path).name} is no {method} network: {str(e).splitlines()[0][:200]}") from e
+    except (ValueError, RuntimeError, TypeError) as e: raise PredictError(f"{Path(path).name} is no {method} network: {str(e).splitlines()[0].replace(str(path), 'it')[:200]}") from e
 
 # %% ../../nbs/80_lab/09_predict.ipynb #6499d1fb
 @lru_cache(maxsize=1)

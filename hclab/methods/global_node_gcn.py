@@ -211,7 +211,7 @@ class Encoder(nn.Module):
         x, node = self.model.trace(joints2d)[-1]
         return x.mean(1) if node is None else node
 
-# %% ../../nbs/60_methods/02_global_node_gcn.ipynb #2f8f154b
+# %% ../../nbs/60_methods/02_global_node_gcn.ipynb #099c7717
 @dataclass(frozen=True)
 class GlobalNodeArm(Config):
     "Everything that decides the numbers of one arm."
@@ -220,7 +220,7 @@ class GlobalNodeArm(Config):
     loop: LoopConfig = LoopConfig(steps=50*24_371, batch=64, clip_norm=CLIP_NORM)  # 50 epochs of Human3.6M
     also: tuple = ()            # further data sets whose test people are lifted
     profiles = {p: dict(model=GlobalNodeConfig.for_profile(p), data=LiftDataConfig.for_profile(p, **more), loop=LoopConfig.for_profile(p, **steps))
-                for p, more, steps in (("smoke", {}, dict(steps=240, batch=96, lr=4e-2, decay_every=60, log_every=20)), ("cpu", {}, dict(lr=1e-2)), ("gpu", {}, {}))}
+                for p, more, steps in (("smoke", {}, dict(steps=480, batch=32, lr=2e-2, decay_every=120, log_every=40)), ("cpu", {}, dict(lr=1e-2, batch=64, steps=8000, decay_every=1600)), ("gpu", {}, {}))}
 
 def build(config:GlobalNodeConfig, train:LiftSet) -> GlobalNodeGCN:
     "A network with its class centres from a training set. Raises `ValueError` for a set in another layout."

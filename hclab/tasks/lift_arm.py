@@ -67,7 +67,7 @@ def count_parameters(model:nn.Module) -> int:
     "How many numbers the model learns."
     return sum(p.numel() for p in model.parameters())
 
-# %% ../../nbs/50_tasks/01b_lift_arm.ipynb #9195d08c
+# %% ../../nbs/50_tasks/01b_lift_arm.ipynb #b385daf5
 def show_lifted(models:Mapping[str, nn.Module], # name -> lifter
                 data:LiftSet,
                 rows:Sequence[int]|None=None,   # samples; None: best, median and worst of the first lifter
@@ -80,7 +80,7 @@ def show_lifted(models:Mapping[str, nn.Module], # name -> lifter
     if rows is None:
         order = next(iter(errors.values())).argsort()
         rows = [int(order[i]) for i in (0, len(order)//2, -1)]
-    figure = plt.figure(figsize=(2.9*len(rows), 3.0*len(models)), layout="constrained")
+    figure = plt.figure(figsize=(2.5*len(rows), 2.6*len(models)), layout="constrained")
     for r, name in enumerate(models):
         for c, row in enumerate(rows):
             ax = figure.add_subplot(len(models), len(rows), r*len(rows) + c + 1, projection="3d")

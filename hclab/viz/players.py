@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TRAILED', 'HIPS', 'SIDEWAYS', 'SPEED_SCALE', 'TAIL', 'TAIL_POINTS', 'CURVES', 'FAR', 'MANY', 'RUNWAY',
-           'TRAIL_NUMBERS', 'TIME_COUNTS', 'BONE', 'HEAD', 'EDGE', 'SHORT', 'FACE', 'CLOSER', 'STAYS', 'BETWEEN',
-           'BELOW', 'ABOVE', 'LONG', 'NAME', 'GIF_RATES', 'MAX_GIF', 'PAGE_SCRIPT', 'PAGE', 'PlayerError', 'Scene',
-           'scene', 'describe', 'joint_speed', 'default_trails', 'facing', 'floor_path', 'Stage', 'moving_floor',
-           'tail_frames', 'stage', 'motion_player', 'key_frames', 'view_axes', 'strokes', 'motion_sheet', 'gif_rate',
-           'animation_frames', 'save_gif', 'save_player']
+           'TRAIL_NUMBERS', 'TIME_COUNTS', 'BONE', 'HEAD', 'EDGE', 'SHORT', 'FACE', 'CLOSER', 'STAYS', 'STANDS',
+           'BETWEEN', 'BELOW', 'ABOVE', 'LONG', 'NAME', 'GIF_RATES', 'MAX_GIF', 'PAGE_SCRIPT', 'PAGE', 'PlayerError',
+           'Scene', 'scene', 'describe', 'joint_speed', 'default_trails', 'facing', 'floor_path', 'Stage',
+           'moving_floor', 'tail_frames', 'stage', 'motion_player', 'key_frames', 'view_axes', 'strokes',
+           'motion_sheet', 'gif_rate', 'animation_frames', 'save_gif', 'save_player']
 
 # %% ../../nbs/10_viz/06_players.ipynb #f89c00a4
 import base64, json, math
@@ -351,9 +351,10 @@ def strokes(joints:np.ndarray,     # (J,3) metres
         if side == "right": painted.append((line, "#FFFFFF", 0.27*width))
     return shadow + painted
 
-# %% ../../nbs/10_viz/06_players.ipynb #c0616b21
+# %% ../../nbs/10_viz/06_players.ipynb #2b0850a6
 CLOSER = 1.7                 # times as large as the other rows
-STAYS = 0.15                 # metres that hips and ankles may move in a row that is drawn closer
+STAYS = 0.15                 # metres that hips may move in a row that is drawn closer
+STANDS = 0.08                # metres that ankles may: whoever spreads his legs must keep them on the picture
 
 def _lower(s:Scene, word:str) -> list[int]:
     "Joints whose name holds `word`, of one person."
@@ -362,8 +363,8 @@ def _lower(s:Scene, word:str) -> list[int]:
 def _stays(clip) -> bool:
     "Whether hips and ankles stay where they are, and something else moves."
     s = scene(clip)
-    low, moved = [_lower(s, word) for word in ("hip", "ankle")], np.ptp(s.joints, axis=0).max(-1)      # a lost joint is NaN, and never less than anything
-    return min(map(len, low)) > 1 and bool(moved[sum(low, [])].max() < STAYS < moved.max())
+    hips, ankles, moved = _lower(s, "hip"), _lower(s, "ankle"), np.ptp(s.joints, axis=0).max(-1)      # a lost joint is NaN, and never less than anything
+    return min(len(hips), len(ankles)) > 1 and bool(moved[ankles].max() < STANDS and moved[hips].max() < STAYS < moved.max())
 
 def _closer(figure:list, times:float, waist:float) -> list:
     "Strokes from `waist` metres up, enlarged; what lies below is cut off."
