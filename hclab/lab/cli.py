@@ -18,7 +18,7 @@ app = typer.Typer(name="hclab", help="The lab book of human-centric perception."
 data_app = typer.Typer(help="Motion and data sets: what there is, where it lies, how to see it; try `hclab data show motion`.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 
-# %% ../../nbs/80_lab/11_cli.ipynb #67b9aa0c
+# %% ../../nbs/80_lab/11_cli.ipynb #6e08f29d
 WrongWords = typer.BadParameter.__mro__[2]  # the parser's own base of errors; older releases of typer take it from click, newer bring it along
 
 class Usage(Exception):
@@ -28,6 +28,7 @@ def expected(error:Exception) -> bool:
     "Whether an error's message is meant for the person at the keyboard: it is of a class that hclab defines, it comes from the system (no file, no space), or it names a package to install."
     return any(c.__module__.startswith("hclab.") for c in type(error).__mro__) or isinstance(error, (OSError, ImportError))
 
+# %% ../../nbs/80_lab/11_cli.ipynb #9102c3ca
 def main(args:list[str]|None=None) -> int:
     "Run a command and return its exit code; the entry point `hclab`."
     try: result = app(args=args, standalone_mode=False)
@@ -43,7 +44,7 @@ def main(args:list[str]|None=None) -> int:
         return 2 if isinstance(e, ConfigError) else 1
     return int(result or 0)
 
-# %% ../../nbs/80_lab/11_cli.ipynb #fc32f316
+# %% ../../nbs/80_lab/11_cli.ipynb #5c1ce086
 def parse_parameters(pairs:list[str]) -> dict:
     "`['a=1', 'b=x']` as `{'a': 1, 'b': 'x'}`. Raises `Usage` for an entry without `=` or a name given twice."
     import ast
@@ -56,6 +57,7 @@ def parse_parameters(pairs:list[str]) -> dict:
         except (ValueError, SyntaxError): values[name] = text
     return values
 
+# %% ../../nbs/80_lab/11_cli.ipynb #3e9253f0
 def parse_seeds(text:str) -> tuple[int, ...]:
     "`'0,1,2'` as integers. Raises `Usage` for anything else."
     try: seeds = tuple(int(part) for part in text.split(","))
@@ -63,7 +65,7 @@ def parse_seeds(text:str) -> tuple[int, ...]:
     if len(set(seeds)) != len(seeds) or min(seeds) < 0: raise Usage(f"--seeds {text!r}: seeds must be different and not negative")
     return seeds
 
-# %% ../../nbs/80_lab/11_cli.ipynb #4d75b393
+# %% ../../nbs/80_lab/11_cli.ipynb #68e94499
 def _jobs(path:Path, given:dict, seeds:tuple|None) -> list[dict]:
     "Parameters of each run of a notebook."
     from hclab.lab.notebooks import read_notebook
@@ -74,6 +76,7 @@ def _jobs(path:Path, given:dict, seeds:tuple|None) -> list[dict]:
     if "seed" in declared: return [{**given, "seed": seed} for seed in seeds]
     raise Usage(f"{path.stem} has neither a parameter 'seed' nor 'seeds'; leave --seeds out")
 
+# %% ../../nbs/80_lab/11_cli.ipynb #6a4426ac
 @app.command()
 def run(notebook:Annotated[str | None, typer.Argument(help="Name such as papers/martinez, or a path.")]=None,
         p:Annotated[list[str] | None, typer.Option("-p", help="A parameter, NAME=VALUE; may be repeated.")]=None,
@@ -121,7 +124,7 @@ def _run_all(jobs:list, profile:str|None, write:bool, limit:float) -> int:
     if failed: print(f"\n{len(failed)} of {len(jobs)} failed:\n  " + "\n  ".join(failed), file=sys.stderr)
     return 1 if failed else 0
 
-# %% ../../nbs/80_lab/11_cli.ipynb #06c0085a
+# %% ../../nbs/80_lab/11_cli.ipynb #051538d4
 @app.command()
 def tour(profile:Annotated[str, typer.Option(help="smoke takes seconds, cpu minutes.")]="smoke"):
     "Train small, look, and say where the pictures and the ledger are."
@@ -135,6 +138,7 @@ def tour(profile:Annotated[str, typer.Option(help="smoke takes seconds, cpu minu
     print(f"Done in {done.seconds:.0f} s: " + ", ".join(f"{r.name} {r.value:.3g} {r.unit}" for r in done.records.values()))
     print(closing(str(folder), str(page)))
 
+# %% ../../nbs/80_lab/11_cli.ipynb #5ec1167b
 def report_page(out:Path) -> Path:
     "Write the ledger page and return its path."
     from hclab.core.io import atomic_write
@@ -143,7 +147,7 @@ def report_page(out:Path) -> Path:
     atomic_write(out, ledger_page().encode())
     return out
 
-# %% ../../nbs/80_lab/11_cli.ipynb #ed4cdc9a
+# %% ../../nbs/80_lab/11_cli.ipynb #85c36beb
 @app.command()
 def report(out:Annotated[Path, typer.Option(help="The HTML page to write.")]=Path("runs/ledger.html")):
     "The ledger: all judged claims, on the terminal and as one HTML page."
@@ -161,6 +165,7 @@ def report(out:Annotated[Path, typer.Option(help="The HTML page to write.")]=Pat
     if not books: print("no claim has been judged in this checkout yet; `hclab run papers/NAME` makes rows")
     print(f"page: {report_page(out)}")
 
+# %% ../../nbs/80_lab/11_cli.ipynb #7b328588
 @app.command("list")
 def list_():
     "Notebooks by name, with their title."
@@ -177,6 +182,7 @@ def list_():
         table.add_row(name, titles[0] if titles else "", missing_requirement(notebook))
     Console().print(table)
 
+# %% ../../nbs/80_lab/11_cli.ipynb #5213918b
 @app.command()
 def doctor():
     "Check this machine: Python, packages, system libraries, folders, space."
@@ -199,7 +205,7 @@ def data_list():
     print("\n".join(list_lines({name: c.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for name, c in _cards().items()})))
     print(f"generated data: {hclab_home()} ({'exists' if hclab_home().exists() else 'nothing generated yet'})")
 
-# %% ../../nbs/80_lab/11_cli.ipynb #95e1d5c0
+# %% ../../nbs/80_lab/11_cli.ipynb #12691bc7
 @data_app.command("show")
 def data_show(name:Annotated[str, typer.Argument(help="motion (what is drawn), a recording such as walk.bvh, or a data card, as in hclab data list.")],
               action:Annotated[list[str] | None, typer.Option(help="A drawn action; may be repeated. Default: all.")]=None,
@@ -226,6 +232,7 @@ def data_show(name:Annotated[str, typer.Argument(help="motion (what is drawn), a
     for line in shown.notes: print(line)
     for what, path in shown.files.items(): print(f"{what + ':':10s} {path}")
 
+# %% ../../nbs/80_lab/11_cli.ipynb #0145bed4
 @app.command()
 def baseline(accept:Annotated[str, typer.Option(help="Notebook whose numbers are measured anew.")],
              reason:Annotated[str, typer.Option(help="Why they may change; kept beside them.")]):
@@ -236,9 +243,10 @@ def baseline(accept:Annotated[str, typer.Option(help="Notebook whose numbers are
     for name, e in numbers.items(): print(f"{name}: {e.value:.6g} +- {e.tolerance:.3g} {e.unit}" + ("" if e.untrained is None else f" (untrained {e.untrained:.4g})"))
     print(path or f"{accept} records no numbers; it is only checked to run")
 
-# %% ../../nbs/80_lab/11_cli.ipynb #2ecc61ac
+# %% ../../nbs/80_lab/11_cli.ipynb #4ae6073b
 PREDICT = {"lift3d": "lift a recorded motion, or 2D joints"}  # task -> what it does; a new method adds its line here
 
+# %% ../../nbs/80_lab/11_cli.ipynb #d6257501
 @app.command()
 def predict(file:Annotated[Path, typer.Argument(help="A recording (walk.bvh), or 2D joints: .json of COCO, OpenPose or plain, or .npz; 80_lab/08b_poses2d has the formats.")],
             task:Annotated[str, typer.Option(help="lift3d")],
@@ -261,7 +269,7 @@ def predict(file:Annotated[Path, typer.Argument(help="A recording (walk.bvh), or
     if not flat and (layout or width or complete_only): raise Usage(f"--layout, --width, --height and --complete-only are for 2D joints ({', '.join(FILES2D)})")
     return _predict2d(file, out, layout, (height, width) if width else None, model, complete_only) if flat else _predict_recording(file, out, camera or "S9/54138969", model)
 
-# %% ../../nbs/80_lab/11_cli.ipynb #4c4a4768
+# %% ../../nbs/80_lab/11_cli.ipynb #4e9ce2cb
 def _predict_recording(file:Path, out:Path, camera:str, model) -> None:
     "Project, lift and score a recording."
     from hclab.lab.predict import predict_lift3d
@@ -277,6 +285,7 @@ def _predict2d(file:Path, out:Path, layout, size, model, complete_only:bool) -> 
     print(f"{len(poses)} poses of {poses.layout.name} in {file.name} lifted to H36M16: metres, hip at the origin, camera frame; no truth, so no score\n  read as: {poses.source}")
     print(f"picture: {picture}\nnumbers: {numbers}")
 
+# %% ../../nbs/80_lab/11_cli.ipynb #5104c924
 @app.command()
 def site(out:Annotated[Path, typer.Option(help="Folder of the site.")]=Path("_site")):
     "Render the executed notebooks as an offline site."

@@ -24,7 +24,7 @@ from .predict import load_pretrained
 from ..tasks.lift3d import predict3d
 from ..viz.style import BAD, SIDES
 
-# %% ../../nbs/80_lab/10c_drag_joint.ipynb #f27585f2
+# %% ../../nbs/80_lab/10c_drag_joint.ipynb #c1914874
 class DragError(ConfigError):
     "Something that cannot be shown or dragged: an unknown action or joint, a place outside the picture, a lifter that answers no pose."
 
@@ -40,6 +40,7 @@ class Start:
     moment: float = 0.4       # of the clip, 0 to 1
     azimuth: float = 60.0     # degrees of the camera around the person
 
+# %% ../../nbs/80_lab/10c_drag_joint.ipynb #db814345
 @lru_cache(maxsize=32)
 def _clip(action:str, performer:int) -> torch.Tensor:
     "(T,16,3) metres: an action with the hip over the origin."
@@ -56,7 +57,7 @@ def seen(start:Start) -> tuple[torch.Tensor, torch.Tensor]:
     local = camera.to_camera(joints)
     return camera.project(joints), local - local[:1]
 
-# %% ../../nbs/80_lab/10c_drag_joint.ipynb #0a931f1e
+# %% ../../nbs/80_lab/10c_drag_joint.ipynb #b38450fb
 def hangs_on(joint:int) -> list[int]:
     "A joint and all further out."
     out = [joint]
@@ -64,6 +65,7 @@ def hangs_on(joint:int) -> list[int]:
         if parent in out: out.append(child)
     return out
 
+# %% ../../nbs/80_lab/10c_drag_joint.ipynb #2f57166e
 @dataclass
 class DragDesk:
     "The state of the app. `models`: name -> lifter of H36M16 screen joints."
@@ -210,7 +212,7 @@ PAD_HAND = """
 export default { render };
 """
 
-# %% ../../nbs/80_lab/10c_drag_joint.ipynb #5af9adad
+# %% ../../nbs/80_lab/10c_drag_joint.ipynb #c2af013b
 @lru_cache(maxsize=1)
 def _pad_class():
     "The widget's class; anywidget is only loaded where a pad is shown."
@@ -227,6 +229,7 @@ def _pad_class():
         pulled = traitlets.Dict().tag(sync=True)     # joint, x, y
     return Pad
 
+# %% ../../nbs/80_lab/10c_drag_joint.ipynb #c8210d95
 def view_box(joints2d:torch.Tensor, margin:float=110.0) -> list[float]:
     "Left, top and side of a square around a pose, with room to drag, inside the picture."
     low, high = joints2d.amin(0), joints2d.amax(0)
@@ -240,7 +243,7 @@ def drag_pad(joints2d:torch.Tensor):
     edges = [[a, b, colour, LAYOUT.sides[b]] for (a, b), colour in zip(LAYOUT.edges, LAYOUT.colours, strict=True)]
     return _pad_class()(names=list(LAYOUT.names), looks=looks, edges=edges, box=view_box(joints2d), joints=joints2d.tolist())
 
-# %% ../../nbs/80_lab/10c_drag_joint.ipynb #33743e63
+# %% ../../nbs/80_lab/10c_drag_joint.ipynb #a6c7efc5
 PLACES = {1: [([0, 1], [0, 1])], 2: [([0, .5], [0, 1]), ([.5, 1], [0, 1])], 3: [([0, .5], [.5, 1]), ([.5, 1], [.5, 1]), ([0, .5], [0, .5])]}
 PLACES[4] = [*PLACES[3], ([.5, 1], [0, .5])]
 
@@ -256,6 +259,7 @@ def _pair(desk:DragDesk, joints:torch.Tensor):
     camera = camera_at(desk.start.azimuth)
     return skeleton3d_figure({"recorded": to_world(desk.truth, camera), "answer": to_world(joints, camera)}, LAYOUT, up="z", limits=BOX)
 
+# %% ../../nbs/80_lab/10c_drag_joint.ipynb #e9600792
 def drag_scenes(desk:DragDesk, found:dict, angle:float):
     "A plotly figure with one scene for each answer."
     import plotly.graph_objects as go
@@ -284,7 +288,7 @@ def bones_table(desk:DragDesk, found:dict) -> str:
     rows.append('<td style="padding:0 6px">trunk and head</td>' + "".join(_cell(cm[bone], own[bone]) for cm in columns.values() for bone in ("trunk", "head")))
     return f'<table class="hclab-bones" style="font-size:12px;line-height:1.4;border-collapse:collapse"><tr><th style="text-align:left;padding:0 6px">bones in cm</th>{head}</tr>' + "".join(f"<tr>{r}</tr>" for r in rows) + "</table>"
 
-# %% ../../nbs/80_lab/10c_drag_joint.ipynb #87b727a4
+# %% ../../nbs/80_lab/10c_drag_joint.ipynb #0ecd9e77
 def _widgets(w, start:Start) -> dict:
     "Widgets by name."
     wide, words = w.Layout(width="345px"), {"description_width": "84px"}
@@ -298,6 +302,7 @@ def _widgets(w, start:Start) -> dict:
         turn=w.IntSlider(round(start.azimuth + 50) % 360, 0, 355, 5, description="view (°)", layout=w.Layout(width="330px"), style={"description_width": "60px"}),
         play=w.Play(value=round(start.azimuth + 50) % 360, min=0, max=355, step=5, interval=150, repeat=True, show_repeat=False, layout=w.Layout(width="90px")), says=w.HTML(layout=w.Layout(height="52px")), table=w.HTML())
 
+# %% ../../nbs/80_lab/10c_drag_joint.ipynb #e789d916
 class DragJoint:
     "The app; `widget` is what a notebook shows. Needs a live kernel."
 
@@ -318,7 +323,7 @@ class DragJoint:
         c["turn"].observe(lambda change: self._turn(change["new"]), "value")
         self.show(found)
 
-# %% ../../nbs/80_lab/10c_drag_joint.ipynb #18f6d276
+# %% ../../nbs/80_lab/10c_drag_joint.ipynb #2e529558
 def _try(self, act, **kwargs):
     "Do what the hand asked for, or say why not."
     from html import escape
@@ -331,6 +336,7 @@ def _pull(self, joint:int, x:float, y:float):
     self.pad.joints = self.desk.joints2d.tolist()     # the browser leaves the joint under the mouse where it is
     self.show(self.desk.answers())
 
+# %% ../../nbs/80_lab/10c_drag_joint.ipynb #f619e106
 def _put(self):
     "Another pose, another camera, or the same again."
     c = self.c
@@ -346,7 +352,7 @@ def _turn(self, angle:int):
 
 for _f in (_try, _pull, _put, _turn): setattr(DragJoint, _f.__name__, _f)
 
-# %% ../../nbs/80_lab/10c_drag_joint.ipynb #2c82f1fd
+# %% ../../nbs/80_lab/10c_drag_joint.ipynb #02c27ac6
 def show(self, found:dict):
     "Bring scenes, table and words up to the desk."
     with self.view.batch_update():
@@ -357,6 +363,7 @@ def show(self, found:dict):
     self.c["table"].value = bones_table(self.desk, found)
     self.c["says"].value = f"<b>{describe(self.desk, found)}</b>"
 
+# %% ../../nbs/80_lab/10c_drag_joint.ipynb #63cea5b3
 def describe(desk:DragDesk, found:dict) -> str:
     "One line: how wrong the answers are, or why nobody can say."
     from html import escape
@@ -369,6 +376,7 @@ def describe(desk:DragDesk, found:dict) -> str:
 
 DragJoint.show = show
 
+# %% ../../nbs/80_lab/10c_drag_joint.ipynb #a93545ed
 def drag_joint(models:dict|None=None,      # name -> lifter of H36M16 screen joints, one to four; default: the network of the package
                start:Start|None=None):
     "*Drag a joint* as an ipywidgets app: pull, look, turn the camera, reset. Needs a live kernel."

@@ -18,7 +18,7 @@ from ..core.config import ConfigError, did_you_mean
 from ..core.io import read_json
 from ..core.skeleton import SKELETONS, Skeleton, conversion, layout
 
-# %% ../../nbs/80_lab/08b_poses2d.ipynb #c9769f1e
+# %% ../../nbs/80_lab/08b_poses2d.ipynb #030f4645
 BODY25 = layout("BODY25", """nose neck right_shoulder right_elbow right_wrist left_shoulder left_elbow left_wrist pelvis right_hip right_knee right_ankle
     left_hip left_knee left_ankle right_eye left_eye right_ear left_ear left_big_toe left_small_toe left_heel right_big_toe right_small_toe right_heel""",
     (1, 8, 1, 2, 3, 1, 5, 6, -1, 8, 9, 10, 8, 12, 13, 0, 0, 15, 16, 14, 19, 14, 11, 22, 11))
@@ -35,6 +35,7 @@ def find_layout(name:str|Skeleton) -> Skeleton:
     if name in LAYOUTS2D: return LAYOUTS2D[name]
     raise Poses2DError(f"unknown joint layout {str(name)[:60]!r}; {did_you_mean(str(name)[:60].upper(), LAYOUTS2D)}")
 
+# %% ../../nbs/80_lab/08b_poses2d.ipynb #7ac3935e
 def with_count(count:int) -> str:
     "The layouts that have so many joints, in words."
     fits = [s.name for s in LAYOUTS2D.values() if len(s) == count]
@@ -62,7 +63,7 @@ def check_order(joints:torch.Tensor,     # (N,J,2), NaN where unlabelled
     if best and others[best] < LIKELIER*own: raise Poses2DError(f"these joints are said to be {s.name}, but in the order of {best} the bones are {1 - others[best]/own:.0%} shorter: name the layout {best}, or put the joints in the order of {s.name}")
     if own > LONGEST: raise Poses2DError(f"joints in the order of {s.name} would have bones that are together {own:.1f} times the person's size, a body's stay below {LONGEST:g}: check the order ({', '.join(s.names[:4])}, …)")
 
-# %% ../../nbs/80_lab/08b_poses2d.ipynb #5a33303d
+# %% ../../nbs/80_lab/08b_poses2d.ipynb #35986c4d
 MAX_SIDE = 100_000     # pixels
 
 def check_size(image_size) -> tuple[int, int]:
@@ -73,6 +74,7 @@ def check_size(image_size) -> tuple[int, int]:
     if not all(1 < v <= MAX_SIDE and v == int(v) for v in (height, width)): raise Poses2DError(f"image_size is {str(image_size)[:60]}; expected (height, width), whole pixels up to {MAX_SIDE:,}")
     return int(height), int(width)
 
+# %% ../../nbs/80_lab/08b_poses2d.ipynb #d901b8c3
 def check_pixels(joints:torch.Tensor,          # (N,J,2), NaN where unlabelled
                  image_size:tuple[int, int],   # (H, W)
                  labels                        # what each pose is called
@@ -88,13 +90,14 @@ def check_pixels(joints:torch.Tensor,          # (N,J,2), NaN where unlabelled
         x, y = joints[pose, joint].tolist()
         raise Poses2DError(f"{labels[pose]} has a joint at ({x:.0f}, {y:.0f}), far outside a picture of width {width} and height {height}: check the size (height comes first in image_size) and the unit")
 
-# %% ../../nbs/80_lab/08b_poses2d.ipynb #4f28b8fc
+# %% ../../nbs/80_lab/08b_poses2d.ipynb #eb10e1f1
 def needed(s:Skeleton, target:str) -> list[int]:
     "Joints of a layout that the target is made of. Raises `Poses2DError` where it lacks some."
     rules = conversion(s, target)
     if missing := [r.joint for r in rules if r.kind == "missing"]: raise Poses2DError(f"{s.name} has nothing that could be {', '.join(missing)} of {target}; use another layout")
     return sorted({i for r in rules for i in r.sources})
 
+# %% ../../nbs/80_lab/08b_poses2d.ipynb #4f4c20b6
 def check_joints2d(joints,                       # (N,J,2) or (J,2), NaN where unlabelled
                    s:Skeleton, image_size, target:str="H36M16",
                    labels=None                   # what each pose is called in messages; default: its number
@@ -146,7 +149,7 @@ class Poses2D:
         if not rows: raise Poses2DError(f"none of the {len(self)} poses has all joints that {target} needs")
         return Poses2D(self.joints[rows], self.layout, tuple(self.sizes[i] for i in rows), tuple(self.labels[i] for i in rows), self.source)
 
-# %% ../../nbs/80_lab/08b_poses2d.ipynb #41641fec
+# %% ../../nbs/80_lab/08b_poses2d.ipynb #30c300ef
 def _numbers(values, what:str) -> np.ndarray:
     "A flat list of finite numbers. Raises `Poses2DError`."
     if not isinstance(values, list): raise Poses2DError(f"{what} is {type(values).__name__}, expected a list of numbers")
@@ -160,6 +163,7 @@ def _triplets(values, what:str) -> np.ndarray:
     if not len(flat) or len(flat) % 3: raise Poses2DError(f"{what} has {len(flat)} numbers; expected three a joint: x, y, visibility")
     return flat.reshape(-1, 3)
 
+# %% ../../nbs/80_lab/08b_poses2d.ipynb #c9a5d13d
 def _stack(rows:list, what:str) -> np.ndarray:
     "(N,J,3) of equal J. Raises `Poses2DError`."
     if not rows: raise Poses2DError(f"there are no {what} in it")
@@ -176,12 +180,13 @@ def _list(value, what:str) -> list:
     if not isinstance(value, list): raise Poses2DError(f"{what} is {type(value).__name__}, expected a list")
     return value
 
+# %% ../../nbs/80_lab/08b_poses2d.ipynb #97ce810b
 def _dict(value, what:str) -> dict:
     "The value, if it is a JSON object. Raises `Poses2DError`."
     if not isinstance(value, dict): raise Poses2DError(f"{what} is {type(value).__name__}, expected an object with named entries")
     return value
 
-# %% ../../nbs/80_lab/08b_poses2d.ipynb #a37f1fcc
+# %% ../../nbs/80_lab/08b_poses2d.ipynb #f4bd3709
 def _same_names(names, s:Skeleton) -> None:
     "Raise `Poses2DError` where the file's joint names aren't the layout's, in its order."
     if not isinstance(names, list) or not all(isinstance(n, str) for n in names): raise Poses2DError("names is not a list of joint names")
@@ -199,14 +204,16 @@ def _choose(said, asked, by_count:dict, count:int) -> Skeleton:
     if len(s) != count: raise Poses2DError(f"the file has {count} joints a pose and {s.name} has {len(s)}; {with_count(count)}")
     return s
 
+# %% ../../nbs/80_lab/08b_poses2d.ipynb #ffb505b8
 def _size(said, asked) -> tuple[int, int]:
     "The size that the file says or the caller gives. Raises `Poses2DError` for none or two."
     if said is not None and asked is not None and check_size(said) != check_size(asked): raise Poses2DError(f"the file says (height, width) {check_size(said)} and {check_size(asked)} is asked for")
     return check_size(said if said is not None else asked)
 
-# %% ../../nbs/80_lab/08b_poses2d.ipynb #a8daa51e
+# %% ../../nbs/80_lab/08b_poses2d.ipynb #a6140383
 COCO_COUNTS, OPENPOSE_COUNTS = {17: "COCO17", 133: "WHOLEBODY133"}, {25: "BODY25", 18: "BODY18"}
 
+# %% ../../nbs/80_lab/08b_poses2d.ipynb #a4b01969
 def _coco(found, asked, size) -> Poses2D:
     "COCO annotations, or a list of results."
     whole = found if isinstance(found, dict) else {"annotations": found}
@@ -224,7 +231,7 @@ def _coco(found, asked, size) -> Poses2D:
     labels = tuple(f"annotation {a.get('id', i)} of image {a.get('image_id', '?')}"[:80] for i, a in rows)
     return Poses2D(_masked(triplets), s, tuple(sizes), labels, "COCO annotations" if found is whole else "COCO results")
 
-# %% ../../nbs/80_lab/08b_poses2d.ipynb #3d87b9d6
+# %% ../../nbs/80_lab/08b_poses2d.ipynb #8c079d1d
 def _openpose(found, asked, size) -> Poses2D:
     "One frame of OpenPose."
     rows = [_triplets(_dict(p, f"person {i}").get("pose_keypoints_2d"), f"pose_keypoints_2d of person {i}") for i, p in enumerate(_list(found["people"], "people"))]
@@ -232,6 +239,7 @@ def _openpose(found, asked, size) -> Poses2D:
     s = _choose(None, asked, OPENPOSE_COUNTS, triplets.shape[1])
     return Poses2D(_masked(triplets), s, (_size(None, size),)*len(rows), tuple(f"person {i}" for i in range(len(rows))), "OpenPose")
 
+# %% ../../nbs/80_lab/08b_poses2d.ipynb #9427e360
 def _plain(found, asked, size, source="plain JSON") -> Poses2D:
     "Named arrays."
     joints = found["joints2d"]
@@ -247,7 +255,7 @@ def _plain(found, asked, size, source="plain JSON") -> Poses2D:
         joints = np.where(seen[..., None] > 0, joints, np.nan)
     return Poses2D(torch.as_tensor(joints, dtype=torch.float32), s, (_size(found.get("image_size"), size),)*len(joints), tuple(f"pose {i}" for i in range(len(joints))), source)
 
-# %% ../../nbs/80_lab/08b_poses2d.ipynb #a06cb303
+# %% ../../nbs/80_lab/08b_poses2d.ipynb #49a7ee57
 def _npz(path:Path, asked, size) -> Poses2D:
     "Named arrays in an archive; nothing in it is executed."
     from hclab.data.readers.objects import ObjectError, read_npz
@@ -257,6 +265,7 @@ def _npz(path:Path, asked, size) -> Poses2D:
     plain = {k: v.tolist() if isinstance(v, np.ndarray) and k in ("skeleton", "names", "image_size") else v for k, v in found.items()}
     return _plain(plain, asked, size, "npz")
 
+# %% ../../nbs/80_lab/08b_poses2d.ipynb #7d6e376e
 def read_poses2d(path:Path|str,
                  layout:str|None=None,                       # of the joints, where the file does not say it
                  image_size:tuple[int, int]|None=None,       # (H, W), where the file does not say it
@@ -272,5 +281,5 @@ def read_poses2d(path:Path|str,
         if isinstance(found, list) or isinstance(found, dict) and "annotations" in found: return _coco(found, layout, image_size)
         if isinstance(found, dict) and "joints2d" in found: return _plain(found, layout, image_size)
     except Poses2DError as e: raise Poses2DError(f"{path.name}: {str(e).removeprefix(path.name + ': ')}") from e
-    except ValueError as e: raise Poses2DError(str(e)) from e
+    except ValueError as e: raise Poses2DError(str(e).replace(str(path), path.name)) from e
     raise Poses2DError(f"{path.name} has none of the keys joints2d, annotations (COCO) and people (OpenPose): hclab does not know this format")

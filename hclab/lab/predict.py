@@ -41,7 +41,7 @@ def load_pretrained(name:str="martinez-h36m16"):
     path, load = PRETRAINED[name]
     return load(path)
 
-# %% ../../nbs/80_lab/09_predict.ipynb #2da1e6a2
+# %% ../../nbs/80_lab/09_predict.ipynb #a275a895
 class PredictError(ConfigError):
     "A file, a camera or a checkpoint with which there is nothing to predict."
 
@@ -52,7 +52,7 @@ def load_lifter(path:Path|str, method:str="martinez"):
     if method not in LIFTERS: raise PredictError(f"unknown lifter {method!r}; {did_you_mean(method, LIFTERS)}")
     if not Path(path).is_file(): raise PredictError(f"{path}: no such file")
     try: return LIFTERS[method](path)
-    except (ValueError, RuntimeError, TypeError) as e: raise PredictError(f"{Path(path).name} is no {method} network: {str(e).splitlines()[0][:200]}") from e
+    except (ValueError, RuntimeError, TypeError) as e: raise PredictError(f"{Path(path).name} is no {method} network: {str(e).splitlines()[0].replace(str(path), 'it')[:200]}") from e
 
 # %% ../../nbs/80_lab/09_predict.ipynb #6499d1fb
 @lru_cache(maxsize=1)
@@ -94,7 +94,7 @@ def read_motion(path:Path|str) -> Clip:
     try: return READERS[path.suffix.lower()](path)
     except ValueError as e: raise PredictError(str(e)) from e
 
-# %% ../../nbs/80_lab/09_predict.ipynb #dee8509a
+# %% ../../nbs/80_lab/09_predict.ipynb #24ec3d6c
 @dataclass(frozen=True)
 class Lifted:
     "A recording, what a network made of it, and how far off that is."
@@ -104,6 +104,7 @@ class Lifted:
     joints3d: torch.Tensor            # (N,J,3) metres, hip-centred, camera frame
     scores: dict[str, MetricResult]
 
+# %% ../../nbs/80_lab/09_predict.ipynb #dfcdf790
 def lift_clip(clip:Clip,
               model:Callable,         # (N,J,2) screen joints -> (N,J,3) metres
               camera:Camera,
@@ -116,7 +117,7 @@ def lift_clip(clip:Clip,
     joints3d = predict3d(model, data.joints2d)
     return Lifted(clip, camera, data, joints3d, score(joints3d, data))
 
-# %% ../../nbs/80_lab/09_predict.ipynb #6c5f0a5d
+# %% ../../nbs/80_lab/09_predict.ipynb #58a76e7f
 def picture(lifted:Lifted, title:str="", columns:int=4):
     "A matplotlib figure of a lifted clip: input above, answer and truth below."
     import matplotlib.pyplot as plt
@@ -124,6 +125,7 @@ def picture(lifted:Lifted, title:str="", columns:int=4):
     from hclab.viz.style import MATPLOTLIB
     with plt.rc_context(MATPLOTLIB): return _picture(lifted, title, columns)
 
+# %% ../../nbs/80_lab/09_predict.ipynb #88c925ca
 def _picture(lifted:Lifted, title:str, columns:int):
     "The figure of `picture` in the style that is in force."
     import matplotlib.pyplot as plt
@@ -148,7 +150,7 @@ def _picture(lifted:Lifted, title:str, columns:int):
     fig.suptitle(title, fontsize=10)
     return fig
 
-# %% ../../nbs/80_lab/09_predict.ipynb #d49d78da
+# %% ../../nbs/80_lab/09_predict.ipynb #1573856e
 UNITS = dict(layout="H36M16", names=list(find_skeleton("H36M16").names), frame="camera", axes="x right, y down, z away from the camera", unit="m", root="hip")
 
 def _rounded(joints3d:torch.Tensor) -> list:
@@ -167,6 +169,7 @@ def _write(out:Path, name:str, fig, numbers:dict) -> tuple[Path, Path]:
     finally: plt.close(fig)
     return out/f"{name}.png", out/f"{name}.json"
 
+# %% ../../nbs/80_lab/09_predict.ipynb #a2c6c0e6
 def predict_lift3d(path:Path|str,
                    out:Path|str,                 # folder of the picture and the numbers
                    camera:str="S9/54138969",     # one of Human3.6M's, by subject and id or number (S9/0)
@@ -182,7 +185,7 @@ def predict_lift3d(path:Path|str,
                "scores": {k: r.to_dict() for k, r in lifted.scores.items()}, "joints3d": _rounded(lifted.joints3d)}
     return lifted, *_write(Path(out), path.stem, fig, numbers)
 
-# %% ../../nbs/80_lab/09_predict.ipynb #70034962
+# %% ../../nbs/80_lab/09_predict.ipynb #647feb58
 def lift_poses(poses:Poses2D, model=None) -> torch.Tensor:
     "(N,16,3) metres: `lift` of poses whose pictures may differ in size. Raises `Poses2DError` that names the pose."
     poses.check()
@@ -192,6 +195,7 @@ def lift_poses(poses:Poses2D, model=None) -> torch.Tensor:
         out[rows] = lift(poses.joints[rows], poses.layout, size, model)
     return out
 
+# %% ../../nbs/80_lab/09_predict.ipynb #bcabb55b
 def picture2d(poses:Poses2D, joints3d:torch.Tensor, title:str="", columns:int=4):
     "A matplotlib figure: 2D joints as they were read above, the answer from the camera and from its right below."
     import matplotlib.pyplot as plt
