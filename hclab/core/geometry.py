@@ -9,7 +9,7 @@ __all__ = ['FORMULAS', 'H36M_IDS', 'H36M_CAMERAS', 'EULER_ORDERS', 'ALIGNMENTS',
            'axis_angle_to_matrix', 'matrix_to_axis_angle', 'matrix_to_6d', 'rotation_6d_to_matrix', 'euler_to_matrix',
            'quaternion_multiply', 'quaternion_rotate', 'slerp', 'Transform', 'procrustes']
 
-# %% ../../nbs/00_core/05_geometry.ipynb #d5b1ad08
+# %% ../../nbs/00_core/05_geometry.ipynb #8af92585
 from dataclasses import dataclass
 from itertools import permutations
 from typing import NamedTuple
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .config import did_you_mean
+from .turns import best_turns, turns_by_svd
 
 # %% ../../nbs/00_core/05_geometry.ipynb #d68b5b20
 class GeometryError(ValueError):
@@ -365,7 +366,7 @@ def slerp(a, b, w) -> Tensor:
     out = torch.where(near, 1 - w, ((1 - w) * angle).sin() / sine) * a + torch.where(near, w, (w * angle).sin() / sine) * b
     return torch.nn.functional.normalize(out, dim=-1)
 
-# %% ../../nbs/00_core/05_geometry.ipynb #dec48af1
+# %% ../../nbs/00_core/05_geometry.ipynb #cdac2113
 class Transform(NamedTuple):
     "A similarity: `scale * points @ rotation.T + translation`."
     rotation: Tensor      # (..., D, D), determinant +1
@@ -390,15 +391,17 @@ def procrustes(source,                        # (..., J, D) poses to be moved
     source, target = torch.as_tensor(source), torch.as_tensor(target)
     _check_poses(source, target)
     s, t = source.double(), target.double()
-    w = torch.ones_like(s[..., :1]) if weights is None else torch.as_tensor(weights).to(s)[..., None].expand_as(s[..., :1])
-    w = w / w.sum(-2, keepdim=True).clamp(min=1e-12)
-    s_mean, t_mean = (w * s).sum(-2, keepdim=True), (w * t).sum(-2, keepdim=True)
+    if weights is None: w, s_mean, t_mean = 1, s.mean(-2, keepdim=True), t.mean(-2, keepdim=True)
+    else:
+        w = torch.as_tensor(weights).to(s)[..., None].expand_as(s[..., :1])
+        w = w / w.sum(-2, keepdim=True).clamp(min=1e-12)
+        s_mean, t_mean = (w * s).sum(-2, keepdim=True), (w * t).sum(-2, keepdim=True)
     transform = _best_transform(w, s - s_mean, t - t_mean, kind)
     transform = transform._replace(translation=t_mean.squeeze(-2) - transform(s_mean).squeeze(-2))
     aligned = transform(s).to(source.dtype)
     return (aligned, Transform(*(x.to(source.dtype) for x in transform))) if return_transform else aligned
 
-# %% ../../nbs/00_core/05_geometry.ipynb #752a1859
+# %% ../../nbs/00_core/05_geometry.ipynb #ff4149ff
 def _check_poses(source:Tensor, target:Tensor):
     "Both are floating (..., J, D) of one shape, without NaN."
     if source.shape != target.shape or source.ndim < 2:
@@ -408,10 +411,12 @@ def _check_poses(source:Tensor, target:Tensor):
 
 def _best_transform(w:Tensor, s:Tensor, t:Tensor, kind:str) -> Transform:
     "Rotation and scale that bring centred `s` onto centred `t`, without translation."
-    U, sigma, Vt = torch.linalg.svd((w * s).transpose(-1, -2) @ t)
-    sign = torch.ones_like(sigma)
-    sign[..., -1] = torch.where(torch.linalg.det(U @ Vt) < 0, -1.0, 1.0)
-    rotation = (Vt.transpose(-1, -2) * sign[..., None, :]) @ U.transpose(-1, -2)
-    size = (w * s * s).sum((-1, -2))
-    scale = torch.where(size > 1e-20, (sigma * sign).sum(-1) / size.clamp(min=1e-20), 1)  # a single point has no size to correct
+    weighted = s if isinstance(w, int) else w * s
+    M, size = weighted.transpose(-1, -2) @ t, (weighted * s).sum((-1, -2))
+    if M.shape[-1] == 3:
+        unit = (size * (w * t * t).sum((-1, -2))).sqrt()
+        rotation, total = best_turns(M.reshape(-1, 3, 3), unit.reshape(-1))
+        rotation, total = rotation.reshape(M.shape), total.reshape(size.shape)
+    else: rotation, total = turns_by_svd(M)
+    scale = torch.where(size > 1e-20, total / size.clamp(min=1e-20), 1)  # a single point has no size to correct
     return Transform(rotation, scale if kind == "similarity" else torch.ones_like(scale), torch.zeros_like(s[..., 0, :]))

@@ -208,7 +208,7 @@ def check_pair(prediction:Poses, target:Poses,
         if getattr(prediction, name) != getattr(target, name):
             raise MetricError(f"prediction has {name} {getattr(prediction, name)!r}, target {getattr(target, name)!r}; bring both to one {name}")
 
-# %% ../../nbs/00_core/06_metrics.ipynb #42e2664c
+# %% ../../nbs/00_core/06_metrics.ipynb #17fc1e52
 def joint_errors(prediction:Poses, target:Poses,
                  alignment:str|None=None # None, "rigid" or "similarity" (Procrustes, each pose on its own)
                 ) -> tuple[Tensor, Tensor]:
@@ -217,7 +217,7 @@ def joint_errors(prediction:Poses, target:Poses,
     check_pair(prediction, target, aligned=alignment is not None)
     mask = prediction.valid & target.valid
     if not mask.any(): raise MetricError(f"none of the {mask.numel()} joints is labelled in both prediction and target; nothing can be scored")
-    given, true = prediction.to("mm").joints, target.to("mm").joints
+    given, true = (p.joints * MM_PER[p.unit] for p in (prediction, target))   # both were checked when they were made
     if alignment: given = aligned_to(given, true, mask, alignment)
     return torch.where(mask, (given - true).norm(dim=2), 0), mask
 
@@ -229,7 +229,7 @@ def select_joints(poses:Poses, joints # names, or None for all
     if len(names) == 0: raise MetricError("the list of joints is empty; leave it out to score all")
     return torch.tensor([joint_index(poses.skeleton, name) for name in names])
 
-# %% ../../nbs/00_core/06_metrics.ipynb #3b7e3817
+# %% ../../nbs/00_core/06_metrics.ipynb #c57a90b2
 def aligned_to(given:Tensor, # (N,J,3)
                true:Tensor,  # (N,J,3)
                mask:Tensor,  # (N,J) bool
@@ -238,6 +238,7 @@ def aligned_to(given:Tensor, # (N,J,3)
     "`given` moved onto `true`, pose by pose, using the joints in `mask`. Raises `MetricError` for a pose with one or two joints."
     few = mask.any(1) & (mask.sum(1) < 3)
     if few.any(): raise MetricError(f"pose {int(few.nonzero()[0])} has {int(mask[few][0].sum())} labelled joints; an alignment needs at least 3: mask the whole pose out")
+    if mask.all(): return procrustes(given, true, kind=kind)
     hide = lambda joints: torch.where(mask[:, :, None], joints, 0)     # an unlabelled joint may be NaN, and NaN times 0 is NaN
     return procrustes(hide(given), hide(true), kind=kind, weights=mask)
 
