@@ -9,7 +9,7 @@ __all__ = ['FORMULAS', 'H36M_IDS', 'H36M_CAMERAS', 'EULER_ORDERS', 'ALIGNMENTS',
            'axis_angle_to_matrix', 'matrix_to_axis_angle', 'matrix_to_6d', 'rotation_6d_to_matrix', 'euler_to_matrix',
            'quaternion_multiply', 'quaternion_rotate', 'slerp', 'Transform', 'procrustes']
 
-# %% ../../nbs/00_core/05_geometry.ipynb #8af92585
+# %% ../../nbs/00_core/05_geometry.ipynb #761ee18d
 from dataclasses import dataclass
 from itertools import permutations
 from typing import NamedTuple
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .config import did_you_mean
-from .turns import best_turns, turns_by_svd
+from .turns import CHUNK, best_turns, turns_by_svd
 
 # %% ../../nbs/00_core/05_geometry.ipynb #d68b5b20
 class GeometryError(ValueError):
@@ -366,7 +366,7 @@ def slerp(a, b, w) -> Tensor:
     out = torch.where(near, 1 - w, ((1 - w) * angle).sin() / sine) * a + torch.where(near, w, (w * angle).sin() / sine) * b
     return torch.nn.functional.normalize(out, dim=-1)
 
-# %% ../../nbs/00_core/05_geometry.ipynb #cdac2113
+# %% ../../nbs/00_core/05_geometry.ipynb #c16ec05c
 class Transform(NamedTuple):
     "A similarity: `scale * points @ rotation.T + translation`."
     rotation: Tensor      # (..., D, D), determinant +1
@@ -390,6 +390,14 @@ def procrustes(source,                        # (..., J, D) poses to be moved
     if kind not in ALIGNMENTS: raise GeometryError(f"unknown alignment {kind!r}; {did_you_mean(kind, ALIGNMENTS)}")
     source, target = torch.as_tensor(source), torch.as_tensor(target)
     _check_poses(source, target)
+    if source.ndim == 3 and len(source) > CHUNK and not return_transform:   # some thousand poses at a time stay in the cache
+        given = (None for _ in range(0, len(source), CHUNK)) if weights is None else torch.as_tensor(weights).split(CHUNK)
+        return torch.cat([_align(*part, kind)[0] for part in zip(source.split(CHUNK), target.split(CHUNK), given)])
+    aligned, transform = _align(source, target, weights, kind)
+    return (aligned, Transform(*(x.to(source.dtype) for x in transform))) if return_transform else aligned
+
+def _align(source:Tensor, target:Tensor, weights, kind:str) -> tuple:
+    "`procrustes` of checked poses: the aligned ones, and the `Transform` in float64."
     s, t = source.double(), target.double()
     if weights is None: w, s_mean, t_mean = 1, s.mean(-2, keepdim=True), t.mean(-2, keepdim=True)
     else:
@@ -398,8 +406,7 @@ def procrustes(source,                        # (..., J, D) poses to be moved
         s_mean, t_mean = (w * s).sum(-2, keepdim=True), (w * t).sum(-2, keepdim=True)
     transform = _best_transform(w, s - s_mean, t - t_mean, kind)
     transform = transform._replace(translation=t_mean.squeeze(-2) - transform(s_mean).squeeze(-2))
-    aligned = transform(s).to(source.dtype)
-    return (aligned, Transform(*(x.to(source.dtype) for x in transform))) if return_transform else aligned
+    return transform(s).to(source.dtype), transform
 
 # %% ../../nbs/00_core/05_geometry.ipynb #ff4149ff
 def _check_poses(source:Tensor, target:Tensor):

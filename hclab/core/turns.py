@@ -51,7 +51,7 @@ def rotation_of(q:Tensor) -> Tensor:
     w, x, y, z = q
     return torch.stack([1 - 2*(y*y + z*z), 2*(x*y - w*z), 2*(x*z + w*y), 2*(x*y + w*z), 1 - 2*(x*x + z*z), 2*(y*z - w*x), 2*(x*z - w*y), 2*(y*z + w*x), 1 - 2*(x*x + y*y)], 1).view(-1, 3, 3)
 
-# %% ../../nbs/00_core/04b_turns.ipynb #34fb9141
+# %% ../../nbs/00_core/04b_turns.ipynb #d692e88e
 def turns_by_svd(M:Tensor) -> tuple[Tensor, Tensor]:
     "Rotations R (..., D, D) that bring `s` nearest to `t` where M = s^T t, and the sum of singular values without mirrors (...,). Kabsch 1976; Umeyama 1991."
     U, sigma, Vt = torch.linalg.svd(M)
@@ -65,7 +65,8 @@ def _closed(M:Tensor, unit:Tensor) -> tuple[Tensor, Tensor]:
     root, step = largest(*c, torch.ones_like(unit))                       # no sum of singular values exceeds the product of the sizes
     columns = cofactors([[K[r][k] - root if r == k else K[r][k] for k in range(4)] for r in range(4)])
     lengths = columns.square().sum(1)
-    best = lengths.argmax(0)
+    pairs = (lengths[1] > lengths[0]).long(), 2 + (lengths[3] > lengths[2]).long()   # argmax over four rows, which torch does slowly
+    best = torch.where(torch.maximum(lengths[2], lengths[3]) > torch.maximum(lengths[0], lengths[1]), pairs[1], pairs[0])
     length = lengths.gather(0, best[None])[0].sqrt()
     turn, total = rotation_of(columns.gather(0, best.expand(1, 4, -1))[0]/length.clamp_min(1e-300)), root*unit
     unsure = (~(length >= DETERMINED) | ~(step.abs() <= SETTLED)).nonzero().flatten()
