@@ -12,7 +12,7 @@ from hclab.core.skeleton import ADJACENCY_KINDS, Skeleton, adjacency, partitions
 from hclab.methods import global_node_gcn as gn
 from hclab.methods.baselines import lcn, semgcn
 from hclab.models.graph import GraphConv, LocallyConnected, NonLocal, SemGraphConv, decoupled, draw_weights, graph_mix, mix_plain, near_pairs
-from hclab.tasks.lift3d import LiftSet
+from hclab.tasks.lift_data import LiftSet
 from hclab.tasks.lift_arm import check_layout, count_parameters, labelled_mse
 
 use_one_thread()
@@ -267,7 +267,7 @@ def test_wrong_joints_are_refused(build, config, loss):
         with pytest.raises(ValueError, match="convert the layout"):
             model(wrong)
     with pytest.raises(ValueError, match="is for H36M16, the set is in H36M17"):
-        check_layout(config, LiftSet(torch.zeros(1, 17, 2), torch.zeros(1, 17, 3), ("walk",), "H36M17", "camera"))
+        check_layout(config, LiftSet(torch.zeros(1, 17, 2), torch.zeros(1, 17, 3), ("walk",), "H36M17", "camera", torch.zeros(1).long(), torch.zeros(1)))
 
 
 @pytest.mark.parametrize("build, config, loss", LIFTERS, ids=NAMES)
