@@ -135,7 +135,7 @@ def floor_path(s:Scene) -> np.ndarray:
 
 SIDEWAYS = 52     # degrees from straight ahead to where the eye stands, to the person's right
 
-# %% ../../nbs/10_viz/06_players.ipynb #2fb5436f
+# %% ../../nbs/10_viz/06_players.ipynb #650d5fb8
 SPEED_SCALE = "Cividis"      # even steps for every reader, whatever they see of hue
 TAIL = 0.8                   # seconds of path behind a joint
 TAIL_POINTS = 12             # more would not be seen
@@ -157,7 +157,7 @@ class Stage:
         s = self.scene
         body = [_coordinates(s.joints[frame], c) for c in self.lines]
         shown = tail_frames(frame, s.fps)
-        paths = [_coordinates(s.joints[shown, j], [list(range(len(shown)))]) | {"line": {"color": np.round(self.speeds[shown, k], 2).tolist()}} for k, j in enumerate(self.trails)]
+        paths = [_coordinates(s.joints[shown, j], [list(range(len(shown)))]) | {"line": {"color": np.round(self.speeds[shown, k], 2).astype(np.float32)}} for k, j in enumerate(self.trails)]
         ground = [] if self.path is None else [moving_floor(self.limits, self.path[frame])]
         return [*ground, *body, *paths, {"x": [round(frame/s.fps, 3)]*2}]
 
@@ -177,7 +177,7 @@ def tail_frames(frame:int, fps:float) -> list[int]:
     back = np.linspace(0, TAIL*fps, TAIL_POINTS).round().astype(int)[::-1]
     return sorted({max(0, frame - int(b)) for b in back})
 
-# %% ../../nbs/10_viz/06_players.ipynb #ca94e045
+# %% ../../nbs/10_viz/06_players.ipynb #8066da2f
 CURVES = 0.24    # share of the height that the curves take
 FAR = 3.0        # metres: who goes farther would be small in a box of the whole path
 MANY = 25        # joints of a person; with more, markers of full size would hide hands and feet
@@ -186,12 +186,12 @@ RUNWAY = 0.3     # metres of floor more on each side under somebody who is follo
 def _curve_traces(s:Scene, trails, speeds):
     "One speed curve a trailed joint, and the cursor."
     import plotly.graph_objects as go
-    seconds, traces = (np.arange(len(s))/s.fps).round(3), []
+    seconds, traces = (np.arange(len(s))/s.fps).round(3).astype(np.float32), []
     step = max(1, len(s)//300)        # more points than pixels would only make the file larger
     for k, j in enumerate(trails):
         style, name = SIDES[s.skeleton.sides[j]], s.skeleton.names[j].replace("_", " ")
         foot = any(part in name.lower() for part in ("foot", "ankle"))
-        traces.append(go.Scatter(x=seconds[::step].tolist(), y=np.round(speeds[::step, k], 2).tolist(), mode="lines", name=name, legend="legend2", hovertemplate="%{x:.2f} s: %{y:.2f} m/s",
+        traces.append(go.Scatter(x=seconds[::step], y=np.round(speeds[::step, k], 2).astype(np.float32), mode="lines", name=name, legend="legend2", hovertemplate="%{x:.2f} s: %{y:.2f} m/s",
                                  line=dict(color=mix(style.colour, share=0.5) if foot else style.colour, width=1.6, dash="solid" if style.dash == "solid" else "dash")))
     top = max(0.5, float(np.nanmax(speeds, initial=0)))
     return [*traces, go.Scatter(x=[0, 0], y=[0, round(1.05*top, 2)], mode="lines", line=dict(color=INK, width=1.5), showlegend=False, hoverinfo="skip", name="now")]
