@@ -6,13 +6,13 @@
 __all__ = ['PARTS', 'FRAMES', 'DUPLICATE', 'SplitError', 'Protocol', 'by_performer', 'by_view', 'by_both', 'Item', 'take_of',
            'make_set', 'signature', 'as_seen', 'usable', 'distances', 'guard', 'manner', 'proportions', 'directions']
 
-# %% ../../nbs/20_data/06b_splits.ipynb #f8a71fcf
+# %% ../../nbs/20_data/06b_splits.ipynb #769ae4eb
 import zlib
 from dataclasses import dataclass
 import numpy as np
 import torch
 from ..core.skeleton import anatomy
-from .grammar import ACTIONS, action, generate
+from .grammar import ACTIONS, generate, named_action
 from .measures import heading
 from .motion import Clip, cut, split_performers
 from .performers import Performer
@@ -61,7 +61,7 @@ def by_both(performers=range(40), test:int=0, seed:int=0) -> Protocol:
     seen = tuple(c for c in (0, 1, 2) if c != test)
     return Protocol("by both", split_performers(performers, seed=seed), dict(train=seen, val=seen, test=(test,)), _same((0,)), ("performers", "cameras"))
 
-# %% ../../nbs/20_data/06b_splits.ipynb #3970760e
+# %% ../../nbs/20_data/06b_splits.ipynb #2b96cbfe
 @dataclass(frozen=True, eq=False)
 class Item:
     "One clip of a set, as drawn and as seen."
@@ -77,7 +77,7 @@ def _rng(*what) -> np.random.Generator: return np.random.default_rng(zlib.crc32(
 def take_of(name:str, performer:int, take:int, seconds:float|None=None, fps:float=30, layout:str="NTU25") -> Clip:
     "One take, facing the middle camera within 20 degrees: one execution, or a window of `seconds` out of it."
     r, p = _rng("take", name, performer, take), Performer.from_seed(performer)
-    clip = face(generate(name, p, max(action(name).length(p), seconds or 0), fps, seed=take, layout=layout), r.uniform(-20, 20))
+    clip = face(generate(name, p, max(named_action(name).length(p), seconds or 0), fps, seed=take, layout=layout), r.uniform(-20, 20))
     if seconds is None: return clip
     n = round(seconds * fps)
     start = int(r.integers(len(clip) - n + 1))

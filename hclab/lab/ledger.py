@@ -6,7 +6,7 @@
 __all__ = ['HOLDS', 'FAILS', 'UNDECIDED', 'UNTESTED', 'Interval', 'paired_interval', 'verdict', 'Row', 'judge', 'write_rows',
            'read_rows', 'fresh_staleness', 'all_rows']
 
-# %% ../../nbs/80_lab/04_ledger.ipynb #060c6731
+# %% ../../nbs/80_lab/04_ledger.ipynb #f4cada93
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +14,8 @@ from pathlib import Path
 
 from ..core.book import Claim
 from ..core.io import read_json, write_json
-from .arms import Status, changed, project_root, sources
+from .arms import Status, changed, project_root
+from .sources import sources
 
 # %% ../../nbs/80_lab/04_ledger.ipynb #49535085
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def judge(claim:Claim,
                ", ".join(sorted({o["hardware"] for o in origins})), sum(o["seconds"] for o in origins),
                "; ".join(sorted({s.why for s in used if s.state == "stale"})))
 
-# %% ../../nbs/80_lab/04_ledger.ipynb #cc87962d
+# %% ../../nbs/80_lab/04_ledger.ipynb #9304e12b
 def write_rows(rows:Sequence[Row], path:Path) -> None:
     "Write judged claims as JSON; infinite bounds of a single seed become null."
     finite = lambda value: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -114,7 +115,7 @@ def fresh_staleness(row:Row, folder:Path) -> str:
     "Why the results of a row, beside it in `folder`, are out of date *now*: the modules whose code is another; empty when they are not."
     used = [r for p in sorted(folder.glob("*-s*.json")) if (r := read_json(p))["key"] in row.keys]
     if not used: return "its results are not here"
-    return "; ".join(sorted({changed(r, {"sources": sources(r["run"].split(":")[0])}) for r in used} - {""}))
+    return "; ".join(sorted({changed(r, {"sources": sources(r["run"], r["config_type"])}) for r in used} - {""}))
 
 def all_rows(root:Path|None=None) -> dict[str, list[Row]]:
     "Rows of every paper in the committed results, by `paper/profile`; each says whether the code has changed since."

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from hclab.core.config import samples_dir
 from hclab.core.geometry import quaternion_to_matrix
-from hclab.core.skeleton import Skeleton
+from hclab.core.skeleton import Skeleton, convert
+from hclab.data.grammar import generate
 from hclab.data.motion import Clip, ClipError, forward_kinematics
-from hclab.data.readers.bvh import ORDERS, BVHError, axis_rotation, euler_angles, read_bvh, write_bvh
+from hclab.data.readers.bvh import ORDERS, BVHError, axis_rotation, euler_angles, read_bvh, to_h36m, write_bvh
 
 NAMES = ("hips", "left_hip", "left_knee", "left_knee_end", "right_hip", "right_knee", "spine", "head", "head_end")
 RIG = Skeleton("rig", NAMES, ((0, 1), (1, 2), (2, 3), (0, 4), (4, 5), (0, 6), (6, 7), (7, 8)), ((1, 4), (2, 5)))
@@ -150,3 +151,12 @@ def test_damaged_files_end_in_the_readers_own_error(tmp_path, good, data):
     (tmp_path / "x.bvh").write_bytes(good[:start] + middle + good[start + length:])
     try: read_bvh(tmp_path / "x.bvh", unit_metres=.01)
     except (BVHError, ClipError): pass
+
+@pytest.mark.parametrize("layout", ["H36M16", "H36M17"])
+def test_the_drawn_figure_comes_back_as_h36m(tmp_path, layout):
+    clip = generate("throw", 1, 1.0, layout="FIGURE")
+    write_bvh(clip, tmp_path / "throw.bvh")
+    body = to_h36m(read_bvh(tmp_path / "throw.bvh"), layout)
+    assert body.skeleton.name == layout and "the drawn figure" in body.source
+    want, available = convert(clip.joints, clip.skeleton, layout)[:2]
+    assert available.all() and (body.joints - want).norm(dim=-1).max() < .005   # the hip: middle of the hips here, the figure's own pelvis there

@@ -321,19 +321,21 @@ def write_bvh(clip:Clip,                # with rotations and offsets
             rows = np.concatenate([root, euler_angles(R, order).reshape(len(root), -1)], 1)
             file.write("".join(" ".join(f"{x:.6f}" for x in row) + "\n" for row in rows).encode())
 
-# %% ../../../nbs/20_data/readers/10_bvh.ipynb #f1e4562e
+# %% ../../../nbs/20_data/readers/10_bvh.ipynb #3139958c
 _LIMBS = dict(left_hip="LeftUpLeg", left_knee="LeftLeg", left_foot="LeftFoot", left_shoulder="LeftArm", left_elbow="LeftForeArm", left_wrist="LeftHand")
+_OWN_LIMBS = {f"left_{j}": f"left_{j}" for j in ("hip", "knee", "shoulder", "elbow", "wrist")} | dict(left_foot="left_ankle")
 _OLD_LIMBS = dict(left_hip="LeftHip", left_knee="LeftKnee", left_foot="LeftAnkle", left_shoulder="LeftShoulder", left_elbow="LeftElbow", left_wrist="LeftWrist")
 
 def _convention(limbs:dict, **centre) -> dict[str, tuple]:
     "H36M joint -> names to look for, with the right side written out."
-    both = {**limbs, **{k.replace("left", "right"): v.replace("Left", "Right") for k, v in limbs.items()}}
+    both = {**limbs, **{k.replace("left", "right"): v.replace("Left", "Right").replace("left", "right") for k, v in limbs.items()}}
     return {k: (v,) if isinstance(v, str) else v for k, v in {**both, **centre}.items()}
 
 CONVENTIONS = {
     "CMU (Hahne)": _convention(_LIMBS, spine="Spine", thorax="Neck", neck_nose="Head", head="Head_end") | dict(needs=("LowerBack",)),
     "Mixamo": _convention(_LIMBS, spine="Spine1", thorax="Neck", neck_nose="Head", head=("HeadTop_End", "Head_end")),
     "Biovision": _convention(_OLD_LIMBS, spine=("Chest", "Spine"), thorax="Neck", neck_nose="Head", head="Head_end"),
+    "the drawn figure": _convention(_OWN_LIMBS, spine="spine", thorax="thorax", neck_nose="neck_nose", head="head_top"),
 }
 
 def match_names(names) -> tuple[str, dict[str, str]]:
