@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hclab.core.config import ConfigError
 from hclab.lab import notebooks as nb
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,3 +158,13 @@ def test_the_budget_of_the_notebooks_is_noticed():
     assert over_budget({}) == [] == over_budget({"a": 1.0, "b": MEAN})
     assert "the mean of 2" in over_budget({"a": 0.0, "b": 4*SLACK*MEAN})[0]
     assert any("b took" in line for line in over_budget({**{str(n): 0.0 for n in range(99)}, "b": SLACK*MOST + 1.0}))
+
+
+def test_a_wrong_folder_of_recordings_is_no_silent_skip(tmp_path, monkeypatch):
+    from hclab.core.config import samples_dir
+    monkeypatch.setenv("HCLAB_SAMPLES", str(tmp_path/"not here"))
+    with pytest.raises(ConfigError, match="HCLAB_SAMPLES=.*not here is no folder"): samples_dir()
+    monkeypatch.setenv("HCLAB_SAMPLES", "")
+    assert samples_dir() is None
+    monkeypatch.setenv("HCLAB_SAMPLES", str(tmp_path))
+    assert samples_dir() == tmp_path

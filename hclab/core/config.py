@@ -97,7 +97,7 @@ Config.hash, Config.diff, Config.describe_diff = config_hash, diff, describe_dif
 Config.to_json = lambda self: json.dumps(self.to_dict(), indent=1)
 Config.from_json = classmethod(lambda cls, text: cls.from_dict(json.loads(text)))
 
-# %% ../../nbs/00_core/00_config.ipynb #4dffad39
+# %% ../../nbs/00_core/00_config.ipynb #a83a482e
 def hclab_home() -> Path:
     "Folder of generated data and caches: `$HCLAB_HOME`, or the platform's cache folder. It is not created here."
     if os.environ.get("HCLAB_HOME"): return Path(os.environ["HCLAB_HOME"]).expanduser()
@@ -105,9 +105,10 @@ def hclab_home() -> Path:
     return user_cache_path("hclab")
 
 def samples_dir() -> Path | None:
-    "Folder of real recordings, `$HCLAB_SAMPLES`, or None where there is none."
+    "Folder of real recordings, `$HCLAB_SAMPLES`, or None where it is not set. Raises `ConfigError` where it is set to what is no folder."
     folder = os.environ.get("HCLAB_SAMPLES", "")
-    return Path(folder) if folder and Path(folder).is_dir() else None
+    if folder and not Path(folder).is_dir(): raise ConfigError(f"HCLAB_SAMPLES={folder} is no folder; set it to the folder of recordings, or unset it")
+    return Path(folder) if folder else None
 
 # %% ../../nbs/00_core/00_config.ipynb #20e187e0
 def use_one_thread() -> int:

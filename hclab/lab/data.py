@@ -361,7 +361,7 @@ def _reader_lines() -> list[str]:
     for suffix, where, there in reader_rows(): by_title.setdefault(TITLES.get(where.partition(":")[2], where) + ("" if there else "   (missing here)"), []).append(suffix)
     return [f"  {', '.join(suffixes[:2])}{', ...' if len(suffixes) > 2 else ''}".ljust(48) + title for title, suffixes in by_title.items()]
 
-# %% ../../nbs/80_lab/09b_data.ipynb #69154a8a
+# %% ../../nbs/80_lab/09b_data.ipynb #00225d26
 def list_lines(cards:dict[str, str], # name -> title
               ) -> list[str]:
     "What `hclab data list` prints."
@@ -369,7 +369,7 @@ def list_lines(cards:dict[str, str], # name -> title
     lines += ["", f"drawn (hclab data show motion): {len(ACTIONS)} actions, any performer from 0 on", "  " + ", ".join(ACTIONS)]
     lines += ["", "readers (hclab data show FILE)", *_reader_lines()]
     folder = samples_dir()
-    lines += ["", f"recordings: {folder}" if folder else "recordings: HCLAB_SAMPLES is not set, or is no folder"]
+    lines += ["", f"recordings: {folder}" if folder else "recordings: HCLAB_SAMPLES is not set"]
     for suffix, paths in found_samples(folder).items():
         lines.append(f"  {suffix:22s} {len(paths)} file{'s' if len(paths) != 1 else ''}, e.g. {paths[0].relative_to(folder).as_posix()}")
     return lines

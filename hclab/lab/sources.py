@@ -80,7 +80,7 @@ def read_code(text:str, package:str) -> Module:
     imports = {own: name for n in body for own, name in _imported(n, package)}
     return Module(tuple(_statement(n, package) for n in body if not isinstance(n, (ast.Import, ast.ImportFrom))), imports)
 
-# %% ../../nbs/80_lab/01b_sources.ipynb #d03971bf
+# %% ../../nbs/80_lab/01b_sources.ipynb #17d24efe
 def _file(name:str) -> Path|None:
     "File of a module of hclab; None for other modules, and for names inside modules."
     if name.split(".")[0] != "hclab": return None
@@ -104,6 +104,7 @@ def _leads_to(target:Name, attribute:str|None) -> Name:
     whole = base if name == WHOLE else f"{base}.{name}" if _file(f"{base}.{name}") else None
     return target if whole is None else (whole, attribute or WHOLE)
 
+# %% ../../nbs/80_lab/01b_sources.ipynb #491db29e
 def _needed(code:Module, own:str, name:str) -> Iterator[tuple[int, str, set[Name]]]:
     "(number, code, what it needs) of each statement behind a name of module `own`."
     whole = name == WHOLE or not (name in code.imports or any(name in s.binds for s in code.statements))
