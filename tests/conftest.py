@@ -1,4 +1,6 @@
 """What the run as a whole must keep: the budget of the notebooks (mean 12 s and at most 60 s each at `smoke`, on two cores that do nothing else)."""
+import pytest
+
 MEAN, MOST = 12, 60  # seconds
 SLACK = 2            # a busy machine is slower; beyond twice the budget it is the notebooks
 seconds: dict[str, float] = {}
@@ -9,6 +11,16 @@ def pytest_runtest_logreport(report):
     if report.when == "call":
         for name, value in report.user_properties:
             if name == "seconds": seconds[report.nodeid.split("[")[-1].rstrip("]")] = value
+
+
+@pytest.fixture
+def figures_that_are_closed():
+    "Figures are drawn into memory, and none outlives its test."
+    import matplotlib
+    matplotlib.use("agg")
+    yield
+    import matplotlib.pyplot as plt
+    plt.close("all")
 
 
 def over_budget(measured: dict[str, float]) -> list[str]:

@@ -4,7 +4,6 @@ import json
 import re
 from types import SimpleNamespace
 
-import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,12 +15,7 @@ from hclab.viz.players import PlayerError, key_frames, motion_player, motion_she
 LAYOUTS = sorted(SKELETONS)
 
 
-@pytest.fixture(autouse=True)
-def _close_figures():
-    matplotlib.use("agg")
-    yield
-    import matplotlib.pyplot as plt
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("figures_that_are_closed")
 
 
 def clip(name="H36M17", frames=30, fps=20.0, action="sway", performer=1):

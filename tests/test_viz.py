@@ -6,7 +6,6 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pytest
 
@@ -22,12 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYOUTS = sorted(SKELETONS)
 
 
-@pytest.fixture(autouse=True)
-def _close_figures():
-    matplotlib.use("agg")
-    yield
-    import matplotlib.pyplot as plt
-    plt.close("all")
+pytestmark = pytest.mark.usefixtures("figures_that_are_closed")
 
 
 def clip(name, frames, seed=0):

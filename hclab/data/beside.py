@@ -6,7 +6,7 @@
 __all__ = ['RATE', 'OPTICAL', 'KINECT', 'NEAR', 'SLOW', 'FEW', 'WORDS', 'SUMMARY', 'lowpass', 'joint_angles', 'ranges',
            'quickness', 'spectral_edge', 'contact', 'measure', 'summary', 'verdict', 'beside', 'people_summary']
 
-# %% ../../nbs/20_data/08_motion_beside_people.ipynb #6839fb44
+# %% ../../nbs/20_data/08_motion_beside_people.ipynb #cfa5a6c5
 import json, math
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from scipy.signal import butter, sosfiltfilt
 from ..core.skeleton import anatomy
-from .measures import flexion, gait, track
+from .measures import flexion, floor_speed, gait, planted, track
 from .motion import Clip, ClipError, resample
 
 # %% ../../nbs/20_data/08_motion_beside_people.ipynb #5c9d8fcf
@@ -89,7 +89,7 @@ def spectral_edge(clip:Clip, part:str, share:float=.95) -> float:
     total = np.cumsum(power) / power.sum()
     return float(np.interp(share, total, np.fft.rfftfreq(len(clip) - 1, 1 / clip.fps)))
 
-# %% ../../nbs/20_data/08_motion_beside_people.ipynb #b866ec9b
+# %% ../../nbs/20_data/08_motion_beside_people.ipynb #eccfccd7
 NEAR, SLOW = .03, .35        # metres over the lowest place (2nd percentile); m/s over the floor
 
 def contact(clip:Clip) -> dict[str, float]:
@@ -97,9 +97,8 @@ def contact(clip:Clip) -> dict[str, float]:
     down, slide = [], []
     for s in ("left", "right"):
         x = track(clip, f"{s}_foot").numpy()
-        speed = np.linalg.norm(np.gradient(x[:, :2], axis=0), axis=1) * clip.fps
-        planted = (x[:, 2] < np.percentile(x[:, 2], 2) + NEAR) & (speed < SLOW)
-        down.append(planted.mean()); slide.append(speed[planted])
+        stands = planted(x, clip.fps, NEAR, SLOW)
+        down.append(stands.mean()); slide.append(floor_speed(x, clip.fps)[stands])
     slide = np.concatenate(slide)
     return {"planted": float(np.mean(down)), "slide": float(np.median(slide)) if len(slide) else math.nan}
 

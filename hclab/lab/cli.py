@@ -76,7 +76,7 @@ def _jobs(path:Path, given:dict, seeds:tuple|None) -> list[dict]:
     if "seed" in declared: return [{**given, "seed": seed} for seed in seeds]
     raise Usage(f"{path.stem} has neither a parameter 'seed' nor 'seeds'; leave --seeds out")
 
-# %% ../../nbs/80_lab/11_cli.ipynb #6a4426ac
+# %% ../../nbs/80_lab/11_cli.ipynb #a6c902c5
 @app.command()
 def run(notebook:Annotated[str | None, typer.Argument(help="Name such as papers/martinez, or a path.")]=None,
         p:Annotated[list[str] | None, typer.Option("-p", help="A parameter, NAME=VALUE; may be repeated.")]=None,
@@ -86,7 +86,7 @@ def run(notebook:Annotated[str | None, typer.Argument(help="Name such as papers/
         engine:Annotated[str, typer.Option(help="Where arms run: local or ray.")]="local",
         force:Annotated[bool, typer.Option("--force", help="Run arms again that are done or stale.")]=False,
         write:Annotated[bool, typer.Option("--write", help="Store the outputs in the notebook.")]=False,
-        limit:Annotated[float, typer.Option(help="Seconds a notebook may take.")]=7200,
+        limit:Annotated[float, typer.Option(help="Seconds a notebook may take; the arms of a paper take hours at cpu.")]=28_800,
        ):
     "Execute notebooks with papermill; what was interrupted goes on where it was."
     import os

@@ -81,7 +81,7 @@ def function_lengths(source:str) -> list[int]:
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
     return [node.end_lineno - node.lineno + 1 for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
 
-# %% ../../nbs/80_lab/01_notebooks.ipynb #492630d3
+# %% ../../nbs/80_lab/01_notebooks.ipynb #37615cfa
 def measure_notebook(path, root) -> NotebookSize:
     "The size of the notebook at `path`, named relative to `root`."
     notebook = read_notebook(path)
@@ -89,7 +89,7 @@ def measure_notebook(path, root) -> NotebookSize:
     outputs = [c.get("outputs", []) for c in code_cells(notebook) if c.get("outputs")]
     return NotebookSize(Path(path).relative_to(root).with_suffix("").as_posix(), len(notebook["cells"]),
                         tuple(len(s.splitlines()) for s in exported), tuple(n for s in exported for n in function_lengths(s)),
-                        sum(len(json.dumps(o, ensure_ascii=False).encode()) for o in outputs))
+                        sum(len(json.dumps(o, ensure_ascii=False, indent=1).encode()) for o in outputs))  # as they lie on disk
 
 def find_notebooks(nbs_root) -> list[Path]:
     "All notebooks below `nbs_root`, sorted; hidden folders and papermill's leavings (`_name`) are skipped."

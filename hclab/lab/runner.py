@@ -165,12 +165,12 @@ def variables(**values):
     finally:
         for k, v in before.items(): os.environ.pop(k, None) if v is None else os.environ.update({k: v})
 
-# %% ../../nbs/80_lab/03_runner.ipynb #65620e28
+# %% ../../nbs/80_lab/03_runner.ipynb #1cca502c
 def run_notebook(path:Path|str,
                  out:Path|str,                   # where the executed notebook goes
                  parameters:dict|None=None,      # values for the parameters cell
                  profile:str|None=None,          # for notebooks with the parameter `profile`, and for `default_profile()`
-                 cell_timeout:float=1800,        # seconds a cell may take
+                 cell_timeout:float|None=None,   # seconds a cell may take; None: as long as the notebook
                  wall:float=7200,                # seconds the notebook may take
                  max_output:int=MAX_OUTPUT,      # bytes that it may print
                 ) -> Run:
@@ -187,7 +187,7 @@ def run_notebook(path:Path|str,
     out.parent.mkdir(parents=True, exist_ok=True)
     records = out.with_suffix(".records.jsonl")
     records.write_text("")
-    limits = {"cell": 0, "injected": _parameters_cell(notebook) if given else math.inf, "printed": 0, "over": "", "interrupted": 0.0, "max_output": max_output, "until": time.monotonic() + wall, "wall": wall, "cell_timeout": cell_timeout, "folder": str(path.parent)}
+    limits = {"cell": 0, "injected": _parameters_cell(notebook) if given else math.inf, "printed": 0, "over": "", "interrupted": 0.0, "max_output": max_output, "until": time.monotonic() + wall, "wall": wall, "cell_timeout": cell_timeout or wall, "folder": str(path.parent)}
     papermill_engines.register("hclab", _engine(limits))
     began = time.monotonic()
     with variables(HCLAB_RECORDS=records.resolve(), HCLAB_PROFILE=check_profile(profile or "cpu"), OMP_NUM_THREADS=1):
