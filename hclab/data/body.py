@@ -96,7 +96,7 @@ def triangles(quads:Tensor) -> Tensor:
     halves = torch.stack([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]], 1)
     return halves[torch.stack([torch.ones(len(quads), dtype=torch.bool), quads[:, 3] != quads[:, 0]], 1)]
 
-# %% ../../nbs/20_data/10_body.ipynb #320d27d3
+# %% ../../nbs/20_data/10_body.ipynb #7c61c50a
 @dataclass(frozen=True)
 class Posed:
     "People after skinning, metres, world frame (z up)."
@@ -105,6 +105,7 @@ class Posed:
     turns: Tensor        # (N,B,3,3) world turns of bones from the rest pose
     rest: Tensor         # (N,V,3) vertices before the turns
     anchors: Tensor      # (N,A,3) posed points from which joints follow
+    blend: Tensor        # (N,V,3,3) how each vertex's surroundings are turned (a mixture of turns, not quite one)
 
 class Body(nn.Module):
     "Shape and pose to vertices and joints; differentiable in both."
@@ -143,7 +144,7 @@ class Body(nn.Module):
         moved = (self.weights @ motion.flatten(2)).unflatten(2, (3, 4))
         vertices = (moved[..., :3] @ rest[..., None])[..., 0] + moved[..., 3]
         m = motion[:, self.anchor_bone]
-        return Posed(vertices, joints, turns, rest, (m[..., :3] @ anchors[..., None])[..., 0] + m[..., 3])
+        return Posed(vertices, joints, turns, rest, (m[..., :3] @ anchors[..., None])[..., 0] + m[..., 3], moved[..., :3])
 
     def _check(self, coefficients, rotations):
         K, B = self.basis.shape[0], len(self.mesh.bones)
