@@ -7,8 +7,8 @@ __all__ = ['FARTHEST', 'PIECE', 'MAX_RECORD', 'LISTS', 'LIMBS', 'SIDE', 'SCALE',
            'unpack_runs', 'runs_to_mask', 'polygons_to_mask', 'to_mask', 'Person', 'read_person', 'COCO', 'where',
            'size', 'people', 'ignored', 'problems', 'Surface', 'read_surface', 'surfaces', 'paste', 'limb_boxes']
 
-# %% ../../../nbs/20_data/readers/30_coco.ipynb #8897f6a4
-import json, math, os
+# %% ../../../nbs/20_data/readers/30_coco.ipynb #43a9a984
+import json, os
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from ...core.config import did_you_mean
 from ...core.io import JsonError, parse_json
 from ...core.sample import validate
 from ...core.skeleton import skeleton
-from ..images import read_image
+from ..images import MAX_PIXELS, read_image
 
 # %% ../../../nbs/20_data/readers/30_coco.ipynb #06b12216
 class COCOError(ValueError):
@@ -131,7 +131,7 @@ def walk(path # an annotation file
     missing = [name for name in LISTS if name not in seen]
     _want(not missing, path, f"no list {', '.join(missing)}; it has {', '.join(sorted(seen))[:200] or 'nothing'}: not an annotation file of COCO's kind")
 
-# %% ../../../nbs/20_data/readers/30_coco.ipynb #d1d99e8c
+# %% ../../../nbs/20_data/readers/30_coco.ipynb #2cf59287
 def _image_name(record:dict, where:str) -> str:
     "The file name of an image, if it stays inside of a folder."
     name = record.get("file_name")
@@ -139,14 +139,38 @@ def _image_name(record:dict, where:str) -> str:
     if name[0] == "/" or ".." in name.split("/"): raise COCOError(f"{where}: file_name {name!r} leads out of the folder of images")
     return name
 
+def _stat(path) -> tuple[int, int]:
+    "Size and time of change of a file."
+    found = os.stat(path)
+    return found.st_size, found.st_mtime_ns
+
+def _record(path, start:int, stop:int, where:str) -> dict:
+    "The record in these bytes of a file, by the strict rules of `parse_json`."
+    with open(path, "rb") as file:
+        file.seek(start)
+        data = file.read(stop - start)
+    try: return parse_json(data, where, max_depth=8)
+    except JsonError as e: raise COCOError(f"{where}: it{str(e).removeprefix(where)}") from e
+
+def _check_ids(index) -> None:
+    "Raise `COCOError` where nobody is a person, an id comes twice, or a record belongs to no image."
+    _want(index.people is not None, f"{index.path}:categories", "none is named 'person'")
+    ids = np.frombuffer(index.ids, np.int64) if index.ids else np.zeros(0, np.int64)
+    order = np.argsort(ids, kind="stable")
+    twice = np.flatnonzero(ids[order][1:] == ids[order][:-1])
+    if len(twice): raise COCOError(f"{index.path}:annotations[{order[twice[0] + 1]}]: id {ids[order[twice[0]]]} is already that of annotations[{order[twice[0]]}]")
+    for number, image in enumerate(index.of):
+        if image not in index.images: raise COCOError(f"{index.path}:annotations[{number}]: image_id {image} is not among the {len(index.images):,} images")
+
+# %% ../../../nbs/20_data/readers/30_coco.ipynb #afb8b844
 class _Index:
-    "What is kept of one annotation file."
+    "What is kept of one annotation file: names and sizes of its images (`sizes`: height, width, height, ...), places and numbers of its records."
     def __init__(self, path):
         self.path, self.stat, self.names, self.images, self.joints, self.people = Path(path), _stat(path), [], {}, "", None
-        self.sizes, self.ids, self.of, self.category, self.crowd, self.start, self.length = (array(t) for t in ("l", "q", "q", "q", "b", "q", "l"))
+        self.sizes, self.ids, self.of, self.category, self.crowd, self.start, self.length = (array(t) for t in ("i", "q", "q", "q", "b", "q", "i"))
         add, path = dict(images=self._images, annotations=self._annotations, categories=self._categories), str(path)
         for name, number, record, start, stop in walk(path): add[name](record, f"{path}:{name}[{number}]", start, stop)
-        self._finish()
+        _check_ids(self)
 
     def _images(self, record, where, start, stop):
         if not str(record.get("file_name")).isascii(): record = _record(self.path, start, stop, where)
@@ -154,7 +178,9 @@ class _Index:
         if number in self.images: raise COCOError(f"{where}: id {number} is already that of images[{self.images[number]}]")
         self.images[number] = len(self.names)
         self.names.append(_image_name(record, where))
-        self.sizes.extend(min(_whole(record, side, where, 1), 2**31 - 1) for side in ("height", "width"))
+        H, W = size = _whole(record, "height", where, 1), _whole(record, "width", where, 1)
+        if H * W > MAX_PIXELS: raise COCOError(f"{where}: {W:,} x {H:,} pixels; at most {MAX_PIXELS:,} are read")
+        self.sizes.extend(size)
 
     def _annotations(self, record, where, start, stop):
         crowd = _whole(record, "iscrowd", where, default=0)
@@ -169,30 +195,7 @@ class _Index:
         names = record.get("keypoints")
         _want(names is None or names == list(skeleton("COCO17").names), where, f"{len(names) if isinstance(names, list) else 0} joints {str(names)[:60]}; COCO's 17 are expected, in COCO's order")
 
-    def _finish(self):
-        _want(self.people is not None, f"{self.path}:categories", "none is named 'person'")
-        ids = np.frombuffer(self.ids, np.int64) if self.ids else np.zeros(0, np.int64)
-        order = np.argsort(ids, kind="stable")
-        twice = np.flatnonzero(ids[order][1:] == ids[order][:-1])
-        if len(twice): raise COCOError(f"{self.path}:annotations[{order[twice[0] + 1]}]: id {ids[order[twice[0]]]} is already that of annotations[{order[twice[0]]}]")
-        for number, image in enumerate(self.of):
-            if image not in self.images: raise COCOError(f"{self.path}:annotations[{number}]: image_id {image} is not among the {len(self.images):,} images")
-
-# %% ../../../nbs/20_data/readers/30_coco.ipynb #f94b4c95
-def _stat(path) -> tuple[int, int]:
-    "Size and time of change of a file."
-    found = os.stat(path)
-    return found.st_size, found.st_mtime_ns
-
-def _record(path, start:int, stop:int, where:str) -> dict:
-    "The record in these bytes of a file, by the strict rules of `parse_json`."
-    with open(path, "rb") as file:
-        file.seek(start)
-        data = file.read(stop - start)
-    try: return parse_json(data, where, max_depth=8)
-    except JsonError as e: raise COCOError(f"{where}: it{str(e).removeprefix(where)}") from e
-
-# %% ../../../nbs/20_data/readers/30_coco.ipynb #7e262466
+# %% ../../../nbs/20_data/readers/30_coco.ipynb #23eb426a
 def unpack_runs(text:str,   # the packed string of a COCO mask
                 where:str="this mask") -> list[int]:
     "Lengths of runs, outside first. Raises `COCOError` for characters that do not belong there."
@@ -221,6 +224,7 @@ def runs_to_mask(rle:dict,              # "size": [H, W]; "counts": a packed str
     inside = np.arange(len(runs)) % 2 == 1
     return np.repeat(inside, runs).reshape(size[1], size[0]).T
 
+# %% ../../../nbs/20_data/readers/30_coco.ipynb #5780acca
 def polygons_to_mask(polygons:list,         # of x1, y1, x2, y2, ... in pixels
                      size:tuple[int, int],  # (H, W)
                      where:str="this mask") -> np.ndarray:
@@ -241,7 +245,7 @@ def to_mask(segmentation:list|dict,     # COCO's `segmentation`
     _want(isinstance(segmentation, list) and len(segmentation) > 0, where, f"segmentation is {str(segmentation)[:40]!r}; polygons or runs are expected")
     return polygons_to_mask(segmentation, size, where)
 
-# %% ../../../nbs/20_data/readers/30_coco.ipynb #4511259c
+# %% ../../../nbs/20_data/readers/30_coco.ipynb #d94e116d
 LIMBS = dict(foot=6, face=68, lefthand=21, righthand=21)     # points that whole-body files add, in the order of WHOLEBODY133
 
 def _box(record:dict, key:str, where:str) -> list[float]:
@@ -271,6 +275,7 @@ def _joints(record:dict, layout:str, where:str) -> np.ndarray:
         parts.append(points)
     return np.concatenate(parts)
 
+# %% ../../../nbs/20_data/readers/30_coco.ipynb #3e2742cd
 @dataclass(frozen=True, eq=False)
 class Person:
     "One record of a person, checked; `where` says from which file and record it is."
@@ -284,7 +289,7 @@ def read_person(record:dict, where:str, layout:str="") -> Person:
     "Check a record. `layout`: COCO17, WHOLEBODY133, or empty for no joints. Raises `COCOError`; segmentation is checked when it is asked for."
     return Person(where, record, _box(record, "bbox", where), _joints(record, layout, where) if layout else None, bool(record.get("iscrowd", 0)))
 
-# %% ../../../nbs/20_data/readers/30_coco.ipynb #e9014404
+# %% ../../../nbs/20_data/readers/30_coco.ipynb #fd99133b
 class COCO:
     "People of photographs annotated in COCO's format, one sample an image. Raises `COCOError` for annotation files that are not, `OSError` for files that are not there."
     def __init__(self, images,                # folder of the photographs
@@ -317,6 +322,7 @@ class COCO:
         self.rows = np.concatenate([self.rows, np.stack([np.full(len(keep), number), keep], -1).astype(np.int32)])
         self._first = np.concatenate([self._first, self._first[-1] + np.cumsum(counts[keep])])
         self._numbers = np.concatenate([self._numbers, person.astype(np.int32)])
+        del index.images, index.of, index.category      # needed for sorting only
 
     def __len__(self) -> int: return len(self.rows)
 
@@ -402,7 +408,7 @@ def problems(self, most:int=20 # lines after which it stops
 
 COCO.__getitem__, COCO.ignored, COCO.problems = __getitem__, ignored, problems
 
-# %% ../../../nbs/20_data/readers/30_coco.ipynb #3fd21569
+# %% ../../../nbs/20_data/readers/30_coco.ipynb #a3b48c4a
 SIDE = 256                # pixels of a side of the coarse masks
 SCALE = 255.0             # dp_x of the right edge of a box, as the official evaluation reads it
 COARSE = ("torso", "right_hand", "left_hand", "left_foot", "right_foot", "right_upper_leg", "left_upper_leg", "right_lower_leg", "left_lower_leg",
@@ -443,6 +449,7 @@ def read_surface(person:Person, number:int=0 # row in `boxes`
     as_floats = lambda a: torch.from_numpy(a).float()
     return Surface(number, as_floats(points), torch.from_numpy(charts.astype(np.int64)), as_floats(np.stack([u, v], -1)), torch.from_numpy(coarse))
 
+# %% ../../../nbs/20_data/readers/30_coco.ipynb #37606271
 def surfaces(self, index:int) -> list[Surface]:
     "One `Surface` for each person of a sample who has surface points; empty where nobody has."
     return [read_surface(p, n) for n, p in enumerate(self.people(index)) if "dp_x" in p.record]
