@@ -236,6 +236,12 @@ def test_surface_points_by_hand(tmp_path):
     assert np.array_equal(pasted.numpy(), want), "a block of 64 of 256 is a quarter of the box"
 
 
+def test_a_pixel_takes_the_label_under_its_middle():
+    pasted = paste(torch.ones(256, 256, dtype=torch.int64), (10.4, 3.6, 20.4, 9.6), (40, 60))
+    rows, columns = pasted.nonzero().T
+    assert (columns.min(), columns.max(), rows.min(), rows.max()) == (10, 19, 4, 9) and pasted.sum() == 60, "10.5 lies in the box, 3.5 does not"
+
+
 def test_charts_and_coarse_parts_say_the_same():
     "The table of the data format, typed again: coarse part -> charts."
     table = {"torso": (1, 2), "right_hand": (3,), "left_hand": (4,), "left_foot": (5,), "right_foot": (6,), "right_upper_leg": (7, 9), "left_upper_leg": (8, 10), "right_lower_leg": (11, 13), "left_lower_leg": (12, 14),
@@ -390,6 +396,7 @@ def test_pieces_of_any_size_give_the_same_records(piece, indent, tmp_path, monke
     data = scene()
     data["images"][1]["file_name"] = "Zoë – 動き.jpg"
     data["info"] = {"text": 'a \\ "quoted" [brace} ünï', "number": 12345.678e-3, "none": None}
+    data = {"version": 1234567890} | data | {"revision": 987.654321}
     path = tmp_path / "val.json"
     path.write_text(json.dumps(data, indent=indent, ensure_ascii=indent is None), encoding="utf-8")
     monkeypatch.setattr(coco, "PIECE", piece)
