@@ -396,7 +396,7 @@ def test_pieces_of_any_size_give_the_same_records(piece, indent, tmp_path, monke
     data = scene()
     data["images"][1]["file_name"] = "Zoë – 動き.jpg"
     data["info"] = {"text": 'a \\ "quoted" [brace} ünï', "number": 12345.678e-3, "none": None}
-    data = {"version": 1234567890} | data | {"revision": 987.654321}
+    data = {"version": 1234567890} | data | {"revision": 987.654321e-15, "size": 1e-9}
     path = tmp_path / "val.json"
     path.write_text(json.dumps(data, indent=indent, ensure_ascii=indent is None), encoding="utf-8")
     monkeypatch.setattr(coco, "PIECE", piece)

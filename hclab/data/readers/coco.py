@@ -48,7 +48,7 @@ def _numbers(record:dict, key:str, count:int, where:str, meaning:str) -> list:
         if type(v) not in (int, float) or not -FARTHEST <= v <= FARTHEST: raise COCOError(f"{where}: {key}[{i}] is {str(v)[:40]!r} ({type(v).__name__}); expected a number of pixels")
     return values
 
-# %% ../../../nbs/20_data/readers/30_coco.ipynb #ee7a44cf
+# %% ../../../nbs/20_data/readers/30_coco.ipynb #f2d5977e
 PIECE = 4 << 20           # bytes read at a time
 MAX_RECORD = 32 << 20     # bytes of one record; COCO's largest have some 100 kB
 _decoder = json.JSONDecoder()
@@ -85,7 +85,7 @@ class _Text:
         while True:
             try:
                 value, end = _decoder.raw_decode(self.text, self.at)
-                if end < len(self.text) or self.ended: break       # else a number might go on
+                if end + 3 <= len(self.text) or self.ended: break  # else a number might go on, with up to `e-1` between
             except RecursionError: self.fail(f"{what} nests too deep")
             except json.JSONDecodeError as e:
                 if self.ended: self.fail(f"{what} is damaged or cut short: {e.msg}")
