@@ -172,6 +172,6 @@ def test_nothing_but_its_own_error_escapes(tmp_path_factory, text, at, word):
         for read in (read_ids, read_poses):
             try: found = read(path)
             except LIPError: continue
-            for number, values in found.values() if isinstance(found, dict) else ():
+            for _, values in found.values() if isinstance(found, dict) else ():
                 try: assert torch.isfinite(to_joints2d(values, "here")[0]).all()
                 except LIPError: pass

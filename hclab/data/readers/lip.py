@@ -95,7 +95,7 @@ def to_joints2d(values:str, # "x1,y1,v1,...,v16"
     joints = np.where(labelled[:, None], rows[:, :2], 0).astype(np.float32)
     return torch.from_numpy(joints)[None], torch.from_numpy(visibility)[None]
 
-# %% ../../../nbs/20_data/readers/33_lip.ipynb #41a0a72c
+# %% ../../../nbs/20_data/readers/33_lip.ipynb #604f607c
 FOLDERS = dict(train=("TrainVal_images", "train_images"), val=("TrainVal_images", "val_images"), test=("Testing_images", "testing_images"))   # split -> archive, folder of images
 
 def _find(folder:Path, archive:str, name:str) -> Path|None:
@@ -103,6 +103,7 @@ def _find(folder:Path, archive:str, name:str) -> Path|None:
     places = (folder / archive / name, folder / archive / archive / name, folder / name, folder / archive.removeprefix("TrainVal_") / name)
     return next((p for p in places if p.exists()), None)
 
+# %% ../../../nbs/20_data/readers/33_lip.ipynb #749827c2
 class LIP:
     "The data set in a folder, as samples. Raises `LIPError` where there is nothing to read; what is wrong with one image is raised when that sample is asked for."
     def __init__(self, folder,             # where the archives were unpacked

@@ -68,7 +68,7 @@ def _text(b:_Bytes, dims:tuple, end:int) -> str:
     if min(dims) > 1: b.fail(f"a table of {' x '.join(map(str, dims))} characters; one line is expected")
     return text
 
-# %% ../../../nbs/20_data/readers/09b_matlab.ipynb #e227b6dc
+# %% ../../../nbs/20_data/readers/09b_matlab.ipynb #a1ee7459
 def _fields(b:_Bytes, end:int) -> list[str]:
     "The names of a struct's fields."
     kind, data = b.part(end)
@@ -77,11 +77,6 @@ def _fields(b:_Bytes, end:int) -> list[str]:
     _, data = b.part(end)
     if len(data) % width: b.fail("names of a struct that are cut off: the file is damaged")
     return [data[i:i + width].split(b"\0")[0].decode("latin1") for i in range(0, len(data), width)]
-
-def _items(b:_Bytes, count:int, end:int, depth:int) -> list:
-    "The `count` matrices that come next."
-    if count * 8 > end - b.at: b.fail(f"{count:,} values are announced where there is room for {(end - b.at) // 8:,}: the file is truncated or forged")
-    return [value if (value := _scalar(b, end)) is not None else _matrix(b, end, depth)[1] for _ in range(count)]
 
 def _header(b:_Bytes, end:int) -> tuple[int, tuple, str]:
     "Class, sizes and name of a matrix."
@@ -104,6 +99,12 @@ def _scalar(b:_Bytes, end:int):
     stop, b.at = b.at + 8 + size, b.at + 48
     value, b.at = _numbers(b, cls, (1, 1), stop), stop
     return value
+
+# %% ../../../nbs/20_data/readers/09b_matlab.ipynb #402c7d63
+def _items(b:_Bytes, count:int, end:int, depth:int) -> list:
+    "The `count` matrices that come next."
+    if count * 8 > end - b.at: b.fail(f"{count:,} values are announced where there is room for {(end - b.at) // 8:,}: the file is truncated or forged")
+    return [value if (value := _scalar(b, end)) is not None else _matrix(b, end, depth)[1] for _ in range(count)]
 
 def _matrix(b:_Bytes, end:int, depth:int=0) -> tuple[str, object]:
     "Name and value of the matrix that comes next."

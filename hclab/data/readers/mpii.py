@@ -208,7 +208,7 @@ def read_conversion(path # annot/train.json, valid.json, trainval.json or test.j
         pictures.append(Picture(name, (person,), f"{path}:{n}"))
     return pictures
 
-# %% ../../../nbs/20_data/readers/31_mpii.ipynb #b82d95fa
+# %% ../../../nbs/20_data/readers/31_mpii.ipynb #070aca2b
 def person_box(person:Person, grow:float=1.0, # times as large
                shift:float=0.0                # down, in pixels for a scale of 1
               ) -> tuple|None:
@@ -217,6 +217,7 @@ def person_box(person:Person, grow:float=1.0, # times as large
     (x, y), half = person.centre, 100 * person.scale * grow
     return x - half, y + shift * person.scale - half, x + half, y + shift * person.scale + half
 
+# %% ../../../nbs/20_data/readers/31_mpii.ipynb #defe7a33
 class MPII:
     "Images with people, as samples. `pictures` come from `read_release` or `read_conversion`; see `open_release`, `open_conversion`."
     def __init__(self, pictures:list,      # of `Picture` or `MPIIError`
