@@ -195,17 +195,18 @@ def vertex_normals(vertices:Tensor, # (...,V,3)
     for k in range(4): out = out.index_add(-2, quads[:, k], normal if k < 3 else torch.where((quads[:, 3] == quads[:, 0])[:, None], torch.zeros_like(normal), normal))
     return out/out.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
-# %% ../../nbs/20_data/10_body.ipynb #89efc112
+# %% ../../nbs/20_data/10_body.ipynb #6612a840
 def rig_of_body(layer:Body, coefficients:Tensor) -> Rig:
     "The rig of one person (1,48), for `retarget`; toes and hands end where the drawn figure's do."
-    _, _, heads = layer.rest(coefficients)
+    skin, _, heads = layer.rest(coefficients)
     at = layer.joints(layer(coefficients), "FIGURE")[0]
     mesh, heads = layer.mesh, heads[0].detach().double().numpy()
     tails = heads.copy()
     for side, s in (("left", "L"), ("right", "R")):
         for bone, point in ((f"toe3-3.{s}", f"{side}_toe_tip"), (f"finger3-3.{s}", f"{side}_hand_tip"), (f"finger1-3.{s}", f"{side}_thumb")): tails[mesh.bones.index(bone)] = at[FIGURE.index(point)].detach().double().numpy()
     tails[mesh.bones.index("head")] = at[FIGURE.index("head_top")].detach().double().numpy()
-    return rig_from_bones(mesh.bones, ["" if p < 0 else mesh.bones[p] for p in mesh.parents], heads, name="body")
+    return rig_from_bones(mesh.bones, ["" if p < 0 else mesh.bones[p] for p in mesh.parents], heads,
+                          sole=float(heads[mesh.bones.index("foot.L"), 2] - skin[0, :, 2].min()), name="body")
 
 def curl(layer:Body, amount:float=1.0) -> dict[int, Tensor]:
     "Bone -> turn (3,3) that bends relaxed fingers; `amount` 0 is the flat hand of the rest pose, 3 nearly a fist."
@@ -216,7 +217,7 @@ def curl(layer:Body, amount:float=1.0) -> dict[int, Tensor]:
         across = nn.functional.normalize(at("finger5-1") - at("finger2-1"), dim=0)*s
         for finger in range(2, 6):
             for part, degrees in ((1, 10.0 + 3*finger), (2, 14.0 + 3*finger), (3, 8.0)):
-                out[names.index(f"finger{finger}-{part}.{side}")] = axis_angle_to_matrix(across*amount*degrees*torch.pi/180*s)
+                out[names.index(f"finger{finger}-{part}.{side}")] = axis_angle_to_matrix(across*amount*degrees*torch.pi/180)
     return out
 
 def pose_from_clip(layer:Body, coefficients:Tensor,  # (1,48), one person
@@ -227,4 +228,7 @@ def pose_from_clip(layer:Body, coefficients:Tensor,  # (1,48), one person
     moved = retarget(clip, rig_of_body(layer, coefficients))
     rotations = quaternion_to_matrix(moved.rotations[:, :len(layer.mesh.bones)])
     for bone, turn in curl(layer, hands).items(): rotations[:, bone] = turn.to(rotations)
+    names = layer.mesh.bones
+    for s in "LR":      # all toes bend as the middle one, which has a point of the clip
+        for toe in (1, 2, 4, 5): rotations[:, names.index(f"toe{toe}-1.{s}")] = rotations[:, names.index(f"toe3-1.{s}")]
     return rotations, moved.joints[:, 0]
