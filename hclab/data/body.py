@@ -6,8 +6,8 @@
 __all__ = ['ANCESTRIES', 'ANCHORS', 'ASSET', 'Shape', 'draw_shape', 'hats', 'Mesh', 'triangles', 'Posed', 'Body', 'joints_of',
            'body', 'vertex_normals', 'rig_of_body', 'curl', 'pose_from_clip']
 
-# %% ../../nbs/20_data/10_body.ipynb #aa34498d
-import json
+# %% ../../nbs/20_data/10_body.ipynb #7426c18c
+import json, warnings
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -96,7 +96,7 @@ def triangles(quads:Tensor) -> Tensor:
     halves = torch.stack([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]], 1)
     return halves[torch.stack([torch.ones(len(quads), dtype=torch.bool), quads[:, 3] != quads[:, 0]], 1)]
 
-# %% ../../nbs/20_data/10_body.ipynb #7c61c50a
+# %% ../../nbs/20_data/10_body.ipynb #49789e69
 @dataclass(frozen=True)
 class Posed:
     "People after skinning, metres, world frame (z up)."
@@ -105,7 +105,23 @@ class Posed:
     turns: Tensor        # (N,B,3,3) world turns of bones from the rest pose
     rest: Tensor         # (N,V,3) vertices before the turns
     anchors: Tensor      # (N,A,3) posed points from which joints follow
-    blend: Tensor        # (N,V,3,3) how each vertex's surroundings are turned (a mixture of turns, not quite one)
+    blend: tuple         # of N (V,3,3): how each vertex's surroundings are turned (a mixture of turns, not quite one)
+
+class _Follow(torch.autograd.Function):
+    "A sparse matrix of weights (V,B) times what bones do (B,D); its transpose carries gradients back."
+    @staticmethod
+    def forward(ctx, motion, weights, back):
+        ctx.back = back
+        return weights @ motion
+
+    @staticmethod
+    def backward(ctx, grad): return ctx.back @ grad.contiguous(), None, None
+
+def _levels(parents:tuple) -> list[list[int]]:
+    "Bones by their depth in the tree."
+    depth = [0]*len(parents)
+    for b, p in enumerate(parents[1:], 1): depth[b] = depth[p] + 1
+    return [[b for b in range(len(parents)) if depth[b] == d] for d in range(max(depth) + 1)]
 
 class Body(nn.Module):
     "Shape and pose to vertices and joints; differentiable in both."
@@ -118,6 +134,8 @@ class Body(nn.Module):
         V, B = len(data["bone_of"]), len(self.mesh.bones)
         weights = torch.zeros(V, B).scatter_add_(1, integer("bone_of"), data["weight"].float())
         self.register_buffer("weights", weights/weights.sum(1, keepdim=True), persistent=False)
+        self.levels = _levels(self.mesh.parents)
+        self.order = torch.tensor([b for level in self.levels for b in level]).argsort().tolist()
         for name in ("anchor_bone", "joint_anchor"): self.register_buffer(name, integer(name), persistent=False)
         self.register_buffer("joint_mass", data["joint_mass"].float(), persistent=False)
 
@@ -141,10 +159,20 @@ class Body(nn.Module):
         if rotations is None: rotations = torch.eye(3).to(rest).expand(len(rest), heads.shape[1], 3, 3)
         turns, joints = self._chain(heads.expand(len(rotations), -1, -1), rotations, place)
         motion = torch.cat([turns, (joints - (turns @ heads[..., None])[..., 0])[..., None]], -1)     # (N,B,3,4): x -> turn x + shift
-        moved = (self.weights @ motion.flatten(2)).unflatten(2, (3, 4))
-        vertices = (moved[..., :3] @ rest[..., None])[..., 0] + moved[..., 3]
-        m = motion[:, self.anchor_bone]
-        return Posed(vertices, joints, turns, rest, (m[..., :3] @ anchors[..., None])[..., 0] + m[..., 3], moved[..., :3])
+        moved, follow = [], self._follow(motion)
+        for n, m in enumerate(follow):
+            at = rest[n if len(rest) > 1 else 0]
+            moved.append(torch.addcmul(torch.addcmul(torch.addcmul(m[..., 3], m[..., 0], at[:, :1]), m[..., 1], at[:, 1:2]), m[..., 2], at[:, 2:]))
+        own = motion[:, self.anchor_bone]
+        return Posed(torch.stack(moved), joints, turns, rest, (own[..., :3] @ anchors[..., None])[..., 0] + own[..., 3], tuple(m[..., :3] for m in follow))
+
+    def _follow(self, motion:Tensor) -> list[Tensor]:
+        "How each vertex moves (V,3,4), one person after the other: so much stays in the processor's cache. Most vertices follow few bones, so the weights are sparse."
+        if not hasattr(self, "_sparse") or self._sparse[0].device != self.weights.device:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)     # torch: sparse rows are new
+                self._sparse = self.weights.to_sparse_csr(), self.weights.T.contiguous().to_sparse_csr()
+        return [_Follow.apply(m.reshape(len(m), 12), *self._sparse).view(-1, 3, 4) for m in motion]
 
     def _check(self, coefficients, rotations):
         K, B = self.basis.shape[0], len(self.mesh.bones)
@@ -154,11 +182,13 @@ class Body(nn.Module):
 
     def _chain(self, heads:Tensor, rotations:Tensor, place:Tensor|None) -> tuple[Tensor, Tensor]:
         "World turns (N,B,3,3) and heads (N,B,3) along the tree."
-        turns, joints = [rotations[:, 0]], [heads[:, 0] if place is None else place]
-        for b, p in enumerate(self.mesh.parents[1:], 1):
-            turns.append(turns[p] @ rotations[:, b])
-            joints.append(joints[p] + (turns[p] @ (heads[:, b] - heads[:, p])[..., None])[..., 0])
-        return torch.stack(turns, 1), torch.stack(joints, 1)
+        turns, joints = [rotations[:, :1]], [heads[:, :1] if place is None else place[:, None]]
+        for above, bones in zip(self.levels, self.levels[1:]):
+            up = [above.index(self.mesh.parents[b]) for b in bones]
+            turn, at = turns[-1][:, up], joints[-1][:, up]
+            turns.append(turn @ rotations[:, bones])
+            joints.append(at + (turn @ (heads[:, bones] - heads[:, [self.mesh.parents[b] for b in bones]])[..., None])[..., 0])
+        return torch.cat(turns, 1)[:, self.order], torch.cat(joints, 1)[:, self.order]
 
     def own_joints(self, posed:Posed) -> Tensor:
         "(N,K,3) the joints that the file knows, `mesh.joints`: sums of posed anchors."

@@ -7,14 +7,14 @@ __all__ = ['SKIN', 'HAIR', 'IRIS', 'CLOTH', 'PATTERNS', 'LIPS_TOP', 'LIPS_LOW', 
            'Look', 'skin_tone', 'draw_look', 'mix', 'paint_face', 'paint_skin', 'paint_eyes', 'paint_hair', 'paint_top',
            'paint_bottom', 'paint_shoes', 'paint', 'folds']
 
-# %% ../../nbs/20_data/14b_looks.ipynb #7fbead31
+# %% ../../nbs/20_data/14b_looks.ipynb #cb7d0c7f
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from ..core.config import ConfigError, did_you_mean
-from .body import Shape, draw_shape
+from .body import Shape
 from .chart import REGIONS, Chart, joint
 from .hair import STYLES, above_hairline, eye_level, head_middle
 from .noise import noise3
