@@ -69,7 +69,7 @@ def paint_parts(body_parts:Tensor # (H,W) int64
     "A picture of the labels, (3,H,W) float32 in [0,1]."
     return PART_COLOURS[body_parts].permute(2, 0, 1).contiguous()
 
-# %% ../../../nbs/20_data/readers/29b_parts.ipynb #a321e982
+# %% ../../../nbs/20_data/readers/29b_parts.ipynb #06188280
 def _limbs() -> list:
     "(part, joint, joint, radius at each): chains of balls in metres."
     rows = [("crotch", "spine_base", "spine_base", .13, .13), ("lower spine", "spine_base", "spine_mid", .13, .135), ("upper spine", "spine_mid", "spine_shoulder", .14, .1), ("head", "neck", "head", .06, .11)]
@@ -79,7 +79,7 @@ def _limbs() -> list:
                  (f"{s} arm", f"{s}_shoulder", f"{s}_elbow", .055, .045), (f"{s} elbow", f"{s}_elbow", f"{s}_elbow", .048, .048), (f"{s} forearm", f"{s}_elbow", f"{s}_wrist", .04, .034), (f"{s} hand", f"{s}_wrist", f"{s}_hand", .042, .045)]
     return rows
 
-def _balls(joints:Tensor, steps:int=9):
+def _balls(joints:Tensor, steps:int=16):
     "(part id, centre (3,), radius) of every ball; regions about joints come last, so they win where two are equally near."
     names = skeleton("NTU25").names
     for part, a, b, ra, rb in sorted(_limbs(), key=lambda row: row[1] == row[2]):
