@@ -115,16 +115,16 @@ def _dressed(parts:Tensor, facing:Tensor) -> Tensor:
     wall = torch.linspace(.86, .7, parts.shape[0])[:, None].expand(3, *parts.shape)
     return torch.where(parts > 0, colours, wall).clamp(0, 1).contiguous()
 
-# %% ../../../nbs/20_data/readers/29b_parts.ipynb #1e59086b
+# %% ../../../nbs/20_data/readers/29b_parts.ipynb #f8ea4039
 def puppet_motion(action:str="wave", performer:int=1, # see `hclab.data.grammar`
                   frames:int=30, fps:float=30.0,
-                  layout:str="NTU25",
+                  layout:str="NTU25",                 # or "ITOP15"
                   at:tuple=(0.0, 3.0),                # metres to the right of the camera and in front of it
                   height:float=1.0,                   # of the camera above the floor, metres
                   turn:float=0.0                      # radians about the vertical; 0 faces the camera
                  ) -> Tensor:
     "(T,J,3) float32 metres in the frame of a level camera (x right, y down, z forward); the person begins facing it."
-    clip, target = generate(action, performer, seconds=frames / fps + .2).resample(fps), skeleton(layout)
+    clip, target = generate(action, performer, seconds=frames / fps + .2).resample(fps), skeleton("NTU25")
     joints, mask, _ = convert(clip.joints[:frames], clip.skeleton, target)
     known = set(mask.nonzero().flatten().tolist())
     while len(known) < len(target):
@@ -136,4 +136,5 @@ def puppet_motion(action:str="wave", performer:int=1, # see `hclab.data.grammar`
     angle = turn - torch.atan2(across[1], across[0])      # turned so that the left hip is on the camera's right
     c, s = angle.cos(), angle.sin()
     flat = (joints[..., :2] - joints[:1, hips, :2].mean(1, keepdim=True)) @ torch.stack([torch.stack([c, s]), torch.stack([-s, c])]) + torch.tensor(at)
-    return torch.stack([flat[..., 0], height - joints[..., 2], flat[..., 1]], -1).float()
+    camera = torch.stack([flat[..., 0], height - joints[..., 2], flat[..., 1]], -1).float()
+    return camera if layout == "NTU25" else camera[:, [target.names.index(dict(torso="spine_mid").get(name, name)) for name in skeleton(layout).names]]
