@@ -6,11 +6,10 @@
 __all__ = ['MODALITIES', 'FOLDERS', 'NTUParsingError', 'LabelledFrame', 'parse_labelled', 'read_names', 'NTUParsing',
            'side_agreement']
 
-# %% ../../../nbs/20_data/readers/36_ntu_parsing.ipynb #165dab1c
+# %% ../../../nbs/20_data/readers/36_ntu_parsing.ipynb #5bdcc799
 import re
 from pathlib import Path
 from typing import NamedTuple
-import torch
 from torch import Tensor
 from ...core.skeleton import skeleton
 from ..images import read_depth, read_image, read_labels
@@ -38,7 +37,7 @@ def parse_labelled(path:str,   # images/S001C001P001R001A001F060.jpg, or the nam
     try: return LabelledFrame(found[1] + "F" + found[2], parse_name(found[1]), int(found[2]) - 1)
     except NTUError as e: raise NTUParsingError(f"{where or path}: {e}") from e
 
-# %% ../../../nbs/20_data/readers/36_ntu_parsing.ipynb #eb7dfa26
+# %% ../../../nbs/20_data/readers/36_ntu_parsing.ipynb #82af6834
 MODALITIES = ("image", "depth")
 FOLDERS = dict(image="images/{}.jpg", depth="depth/MDepth-{}.png", labels="png_annotation_v2/{}.png")
 
@@ -57,6 +56,7 @@ def read_names(*list_files,              # train_list_v2.txt ...
     if not found: raise NTUParsingError(f"{', '.join(map(str, list_files))}: none of {len(seen)} frames is in {split} of {protocol}")
     return found
 
+# %% ../../../nbs/20_data/readers/36_ntu_parsing.ipynb #d5d1f6b8
 class NTUParsing:
     "A data set of labelled frames; for `hclab.data.loading.Loader`. Raises `NTUParsingError`, `ImageError`, `OSError`."
     def __init__(self, root,                   # folder with images, depth and png_annotation_v2

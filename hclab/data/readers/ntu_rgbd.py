@@ -160,7 +160,7 @@ def _no_zeros(sample:dict) -> dict:
     "Unlabelled joints at (0, 0), which the turn had moved."
     return sample | dict(joints2d=torch.where(sample["visibility"][..., None] > 0, sample["joints2d"], torch.zeros(())))
 
-# %% ../../../nbs/20_data/readers/35_ntu_rgbd.ipynb #26f47d07
+# %% ../../../nbs/20_data/readers/35_ntu_rgbd.ipynb #a8ecc441
 def recordings_in(skeletons,                     # folder of .skeleton files
                   protocol:str|None=None,        # one of `hclab.data.readers.ntu.PROTOCOLS`; None: all recordings
                   split:str="train",             # "train" or "test" under the protocol
@@ -172,6 +172,7 @@ def recordings_in(skeletons,                     # folder of .skeleton files
     if not found: raise NTUError(f"{skeletons}: {len(names)} skeleton files, none of them in {protocol or 'all'} {split}")
     return found
 
+# %% ../../../nbs/20_data/readers/35_ntu_rgbd.ipynb #c1ac715d
 class NTUPictures:
     "A data set of frames of NTU RGB+D with joints; for `hclab.data.loading.Loader`. Raises `NTUError`, `ImageError`, `OSError`."
     def __init__(self, skeletons,                  # folder of .skeleton files
