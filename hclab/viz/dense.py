@@ -8,14 +8,14 @@ __all__ = ['BACKGROUND', 'LABELS', 'STRIPES', 'DEPTH_COLOURS', 'Labels', 'labels
            'depth_image', 'plot_depth', 'check_surface', 'iuv_image', 'plot_iuv', 'check_boxes', 'draw_boxes',
            'plot_boxes', 'normals_image', 'plot_normals']
 
-# %% ../../nbs/10_viz/07_dense.ipynb #cdc72a9e
+# %% ../../nbs/10_viz/07_dense.ipynb #57ab9dcc
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..core.config import did_you_mean
 from .skeleton2d import image_array, pixel_axes
-from .style import ARMS, INK, hex_colour, mix, rgb, to_numpy
+from .style import ARMS, INK, mix, rgb, to_numpy
 
 # %% ../../nbs/10_viz/07_dense.ipynb #82bf04d6
 BACKGROUND = "#EEEEEE"      # a pale grey: black would look like a label, white like the page

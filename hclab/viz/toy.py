@@ -265,32 +265,36 @@ def _people_keys(people, camera, depth, ids) -> dict:
     return dict(joints2d=pixels.float(), joints3d=joints.float(), visibility=(1 + seen.long()).to(torch.int8), boxes=boxes(full),
                 visible_boxes=boxes([_box(ids == n) for n in range(1, len(people) + 1)]), camera=camera.to_dict(), skeleton="H36M17", image_size=(H, W), source="toy", index=0)
 
-# %% ../../nbs/10_viz/06b_toy.ipynb #0219a163
+# %% ../../nbs/10_viz/06b_toy.ipynb #b768f698
+def _tube(limb:Limb, rings, sides) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "Vertices, faces and the share of the way of each vertex of one limb: a cap, rings along the side, a cap."
+    thin = np.array([limb.flat, 1, 1])
+    axis = (limb.b - limb.a)/thin
+    u = axis/np.linalg.norm(axis)
+    e = np.cross(u, (0, 1, 0) if abs(u[1]) < 0.9 else (1, 0, 0)); e /= np.linalg.norm(e)
+    cap = np.linspace(0, np.pi/2, rings)
+    share = np.r_[np.zeros(rings), np.linspace(0, 1, rings + 2)[1:-1], np.ones(rings)]
+    tilt = np.r_[cap - np.pi/2, np.zeros(rings), cap]
+    radius, angle = limb.ra + (limb.rb - limb.ra)*share, 2*np.pi*np.arange(sides)/sides
+    ring = np.cos(angle)[:, None]*e + np.sin(angle)[:, None]*np.cross(u, e)
+    points = (share[:, None]*axis + (radius*np.sin(tilt))[:, None]*u)[:, None] + (radius*np.cos(tilt))[:, None, None]*ring
+    i, j = np.meshgrid(np.arange(len(share) - 1), np.arange(sides), indexing="ij")
+    a, b = i*sides + j, i*sides + (j + 1) % sides
+    faces = np.stack([np.stack([a, b, b + sides], -1), np.stack([a, b + sides, a + sides], -1)], 2).reshape(-1, 3)
+    return (points*thin + limb.a).reshape(-1, 3), faces, np.repeat(share, sides)
+
 def toy_mesh(person:ToyPerson,
-             rings:int=8, sides:int=14,   # vertices along and around a limb
+             rings:int=6, sides:int=14,   # rings of a cap and of a side; vertices around a limb
             ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Vertices (V,3) in the world, faces (F,3), RGB of the vertices (V,3): each limb is a closed tube."
-    vertices, faces, labels, start = [], [], [], 0
+    vertices, faces, wear, start = [], [], [], 0
     for limb in toy_limbs(person):
-        axis = limb.b - limb.a
-        L = np.linalg.norm(axis)
-        u = axis/L
-        e = np.cross(u, (0, 1, 0) if abs(u[1]) < 0.9 else (1, 0, 0)); e /= np.linalg.norm(e)
-        angle, cap = 2*np.pi*np.arange(sides)/sides, np.linspace(-np.pi/2, np.pi/2, 2*rings)
-        share = np.r_[np.zeros(rings), np.ones(rings)]
-        radius = np.where(share > 0, limb.rb, limb.ra)
-        centre = limb.a + share[:, None]*axis + (radius*np.sin(cap))[:, None]*u
-        round_ = np.cos(angle)[:, None]*e + np.sin(angle)[:, None]*np.cross(u, e)
-        ring = (radius*np.cos(cap))[:, None, None]*round_
-        vertices.append((centre[:, None] + ring*(limb.flat, 1, 1)).reshape(-1, 3))
-        i, j = np.meshgrid(np.arange(2*rings - 1), np.arange(sides), indexing="ij")
-        a, b = start + i*sides + j, start + i*sides + (j + 1) % sides
-        faces.append(np.concatenate([np.stack([a, b, b + sides], -1), np.stack([a, b + sides, a + sides], -1)], 0).reshape(-1, 3))
-        hair = limb.ra > 0.07 and limb.charts[0] == 23
-        n = np.repeat(np.sin(cap), sides)*u[2]
-        labels.append(np.where(hair & (n > 0.1), 2, np.repeat(_pick(limb.wear, np.linspace(0, 1, 2*rings)), sides)))
-        start += 2*rings*sides
-    vertices, wear = np.concatenate(vertices), np.concatenate(labels)
+        points, triangles, share = _tube(limb, rings, sides)
+        worn, back = _pick(limb.wear, share), points - (limb.a + limb.b)/2
+        if limb.ra > 0.07 and limb.charts[0] == 23: worn = np.where(back[:, 2] - 0.75*back[:, 0] > 0.03, 2, worn)      # hair
+        for rows, new in ((vertices, points), (faces, triangles + start), (wear, worn)): rows.append(new)
+        start += len(points)
+    vertices, wear = np.concatenate(vertices), np.concatenate(wear)
     hit = dict(wear=wear, person=np.ones_like(wear), v=np.full(len(wear), 0.5))
     return person.to_world(vertices), np.concatenate(faces), _cloth([person], hit)
 
