@@ -51,7 +51,8 @@ def test_the_table_of_parts(root):
         sample = validate(data[i])
         assert torch.equal(sample["body_parts"], torch.arange(25).view(5, 5)) and sample["image"][:, 0, 0].mul(255).round().tolist() == [25 * i, 100, 50]
         assert (sample["identity"], sample["camera_id"], sample["action"], sample["index"], sample["image_size"]) == (8, 0, 0, i, (5, 5))
-    assert len(H36MParsing(root, root / "list.txt", stride=2)) == 2
+    assert len(H36MParsing(root, root / "list.txt", stride=2)) == 2 and data[-1]["index"] == 2
+    with pytest.raises(IndexError): data[3]
 
 
 def test_grey_labels_read_the_same(root):

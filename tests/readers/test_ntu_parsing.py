@@ -41,6 +41,8 @@ def test_three_pictures_of_one_frame(root):
     assert [PARTS[i] for i in sample["body_parts"].unique()] == ["background", "head", "right forearm"] and (sample["body_parts"][100:110, 200:210] == 20).all() and (sample["body_parts"] == 24).sum() == 100
     assert (sample["action"], sample["identity"], sample["camera_id"], sample["index"], sample["image_size"]) == (47, 9, 2, 1, (424, 512))
     assert data.records[1][1].frame == 49, "F counts from 1, skeletons from 0"
+    assert data[-1]["index"] == 2
+    with pytest.raises(IndexError): data[3]
     batch = collate([data[i] for i in range(3)])
     assert batch["body_parts"].shape == (3, 424, 512) and batch["depth"].shape == (3, 1, 424, 512)
 

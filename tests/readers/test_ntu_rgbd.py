@@ -9,7 +9,7 @@ from hclab.core.sample import validate
 from hclab.core.skeleton import skeleton
 from hclab.data.images import ImageError
 from hclab.data.loading import BadSample, FolderWatch, Loader, LoadingError
-from hclab.data.readers.ntu import NTUError, read_skeleton
+from hclab.data.readers.ntu import NTUError, Recording, Track, read_skeleton
 from hclab.data.readers.ntu_rgbd import NTUPictures, align, fit_alignment, fit_depth_camera, frame_sample, move, numbered, recordings_in, turned_back
 
 NAME, NAMES = "S001C002P003R002A013", skeleton("NTU25").names
@@ -132,6 +132,11 @@ def test_two_people_and_nobody(root):
     assert [data.frame(i) for i in range(20)] == list(range(20))      # frames 20 and 21, without anybody, are never chosen
     (root / f"skeletons/{NAME}.skeleton").write_text("2\n0\n0\n")
     with pytest.raises(NTUError, match="no body in any of 2 frames"): NTUPictures(root / "skeletons", root / "depth")[0]
+
+
+def test_a_track_without_places_in_depth():
+    track = Track("1", torch.arange(20), person() * torch.tensor([-1., -1, 1]), two(20).to(torch.int8), torch.zeros(20, 25, 2))
+    with pytest.raises(NTUError, match="made up:frame 3: the track has no places"): frame_sample(Recording(None, 20, (track,), "made up"), 3, torch.zeros(1, 424, 512))
 
 
 def test_a_turn_twice_is_nothing():

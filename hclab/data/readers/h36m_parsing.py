@@ -86,7 +86,7 @@ def save_part_labels(path,          # see `read_part_labels`
             written.append(folder/f"{frame:08}.png")
     return written
 
-# %% ../../../nbs/20_data/readers/34_h36m_parsing.ipynb #d0f2ee55
+# %% ../../../nbs/20_data/readers/34_h36m_parsing.ipynb #04f194f1
 def list_frames(root,               # folder that holds protocol_1
                 split:str="train",  # a key of `SUBJECTS`
                 every:int=25        # frames between two that are listed
@@ -119,6 +119,7 @@ class H36MParsing:
 
     def __getitem__(self, index:int) -> dict:
         "`image`, `body_parts`, `image_size`, `action`, `identity` (subject less 1), `camera_id` (0..3), `source`, `index`."
+        index = range(len(self))[index]
         _, path, frame = self.records[index]
         image = read_image(self.root/path, orient=False)
         labels = self.root/re.sub(r"(^|/)rgb/(?=S\d+/[^/]+/\d+\.png$)", r"\1seg/", path)

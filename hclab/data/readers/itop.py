@@ -131,7 +131,7 @@ class ITOP:
 
     def __getstate__(self) -> dict: return self.__dict__ | dict(_opened=None)     # open files do not travel to a worker
 
-# %% ../../../nbs/20_data/readers/37_itop.ipynb #0bf4af85
+# %% ../../../nbs/20_data/readers/37_itop.ipynb #aa51eebe
 def where(self, index:int) -> str:
     "File, record and id of a sample, for messages."
     record = int(self.records[index])
@@ -151,8 +151,7 @@ def read_points(self, index:int) -> Tensor:
 
 def _item(self, index:int) -> dict:
     "`depth`, `joints2d`, `joints3d`, `visibility`, `camera`, `image_size`, `identity`, `camera_id` (0 side, 1 top), `source`, `index`."
-    if not -len(self) <= index < len(self): raise IndexError(f"sample {index} of {len(self)}")
-    index %= len(self)
+    index = range(len(self))[index]
     record, arrays, place = int(self.records[index]), self.arrays(), self.where(index)
     sample = dict(depth=depth_of(read_row(arrays["data"], record, ITOPError), place))
     if self.valid[record]: sample |= joints_of(arrays, record)

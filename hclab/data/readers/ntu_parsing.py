@@ -56,7 +56,7 @@ def read_names(*list_files,              # train_list_v2.txt ...
     if not found: raise NTUParsingError(f"{', '.join(map(str, list_files))}: none of {len(seen)} frames is in {split} of {protocol}")
     return found
 
-# %% ../../../nbs/20_data/readers/36_ntu_parsing.ipynb #d5d1f6b8
+# %% ../../../nbs/20_data/readers/36_ntu_parsing.ipynb #fa4bf938
 class NTUParsing:
     "A data set of labelled frames; for `hclab.data.loading.Loader`. Raises `NTUParsingError`, `ImageError`, `OSError`."
     def __init__(self, root,                   # folder with images, depth and png_annotation_v2
@@ -80,6 +80,7 @@ class NTUParsing:
 
     def __getitem__(self, index:int) -> dict:
         "`image` and `depth` as asked for, `body_parts`, `image_size`, `action`, `identity`, `camera_id`, `source`, `index`. Pictures are as stored, which is mirrored."
+        index = range(len(self))[index]
         frame, labels = self.records[index][1], self.path(index, "labels")
         sample = dict(body_parts=part_ids(read_labels(labels), str(labels), NTUParsingError))
         if "image" in self.modalities: sample["image"] = read_image(self.path(index, "image"), orient=False)

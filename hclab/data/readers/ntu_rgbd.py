@@ -120,10 +120,12 @@ def align(image:Tensor,  # (3,H,W) colours as stored
     grid = 2 * at / torch.tensor([image.shape[2] - 1, image.shape[1] - 1]) - 1
     return torch.nn.functional.grid_sample(image[None], grid[None].float(), align_corners=True)[0].clamp(0, 1)
 
-# %% ../../../nbs/20_data/readers/35_ntu_rgbd.ipynb #74f06dd9
+# %% ../../../nbs/20_data/readers/35_ntu_rgbd.ipynb #bd407145
 def _pixels(track, i:int, size:tuple, where:str) -> Tensor:
     "(25,2) pixels in a picture of `size`, in the depth view for `DEPTH_SIZE`, else in the colour view at any scale. Raises `NTUError`."
-    if size == DEPTH_SIZE: return track.depth_pixels[i]
+    if size == DEPTH_SIZE:
+        if track.depth_pixels is None: raise NTUError(f"{where}: the track has no places in the depth picture; read it with read_skeleton")
+        return track.depth_pixels[i]
     scale = torch.tensor([size[1] / COLOUR_SIZE[1], size[0] / COLOUR_SIZE[0]])
     if abs(scale[0] - scale[1]) > .01 * scale.max(): raise NTUError(f"{where}: a picture of {size} (height, width); depth has {DEPTH_SIZE}, colour {COLOUR_SIZE} or the same shape at another scale")
     return (track.pixels[i] + .5) * scale - .5
@@ -209,7 +211,7 @@ class NTUPictures:
         tracked = torch.cat([t.frames for t in main_bodies(recording, self.options["people"])]).unique()
         return int(tracked[int((index % self.per_recording + .5) * len(tracked) / self.per_recording)])
 
-# %% ../../../nbs/20_data/readers/35_ntu_rgbd.ipynb #f1e00e0e
+# %% ../../../nbs/20_data/readers/35_ntu_rgbd.ipynb #a74b115a
 def _picture(folder:Path, frame:int, first:int) -> Path:
     "The file of a frame. Raises `NTUError`, `FileNotFoundError`."
     files = numbered(folder, first)
@@ -218,8 +220,7 @@ def _picture(folder:Path, frame:int, first:int) -> Path:
 
 def _item(self, index:int) -> dict:
     "The sample of `frame_sample` with `index`."
-    if not -len(self) <= index < len(self): raise IndexError(f"sample {index} of {len(self)}")
-    index %= len(self)
+    index = range(len(self))[index]
     name, frame = self.names[index // self.per_recording], self.frame(index)
     key, depth, image = tuple(parse_name(name)[:2]), None, None
     if self.depth:
