@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['REGIONS', 'LIMBS', 'region_of', 'region_shares', 'joint', 'limb_length', 'Chart', 'chart_of']
 
-# %% ../../nbs/20_data/11b_chart.ipynb #fb133017
+# %% ../../nbs/20_data/11b_chart.ipynb #6359cc85
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from .body import body
-from .pieces import Piece, neutral, piece_of
+from .pieces import Piece, neutral
 
 # %% ../../nbs/20_data/11b_chart.ipynb #3aff153a
 REGIONS = ("torso", "head", *(f"{side}_{part}" for part in ("arm", "forearm", "hand", "thigh", "calf", "foot") for side in ("left", "right")))

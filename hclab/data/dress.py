@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HAIR_SEEDS', 'SOLE', 'Outfit', 'outfit', 'Person', 'dress', 'joints_in']
 
-# %% ../../nbs/20_data/16_dress.ipynb #33c9ccad
+# %% ../../nbs/20_data/16_dress.ipynb #6fda4a4d
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,7 +15,7 @@ from .body import Body, Posed, Shape
 from .chart import Chart, region_shares
 from .hair import hair
 from .looks import LAYERS, Look
-from .pieces import Piece, mesh_normals, piece_of, put_on
+from .pieces import mesh_normals, piece_of, put_on
 from .wardrobe import bare, garment, sewn
 
 # %% ../../nbs/20_data/16_dress.ipynb #f44611f8

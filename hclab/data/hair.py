@@ -6,7 +6,7 @@
 __all__ = ['HAIRLINE', 'EAR', 'CLOTHED', 'STYLES', 'LENGTHS', 'eye_level', 'head_middle', 'direction', 'above_hairline', 'scalp',
            'waves', 'cap', 'bound', 'sheet', 'curtain', 'ball', 'tail', 'hair']
 
-# %% ../../nbs/20_data/13_hair.ipynb #2707743e
+# %% ../../nbs/20_data/13_hair.ipynb #bfbe40c4
 from functools import lru_cache
 
 import numpy as np
@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
 
 from ..core.config import ConfigError, did_you_mean
-from .chart import chart_of, joint, region_shares
+from .chart import chart_of, joint
 from .pieces import Piece, cut, mesh_normals, neutral, piece_of, refined, tidy
 
 # %% ../../nbs/20_data/13_hair.ipynb #7334d20d
@@ -108,7 +108,7 @@ def sheet(rows:int, columns:int) -> np.ndarray:
     quads = np.stack([i[:-1, :-1], i[1:, :-1], i[1:, 1:], i[:-1, 1:]], -1).reshape(-1, 4)
     return np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])
 
-# %% ../../nbs/20_data/13_hair.ipynb #cdd1ba1f
+# %% ../../nbs/20_data/13_hair.ipynb #12dcb130
 def _reach(ways:np.ndarray, heights:np.ndarray) -> np.ndarray:
     "(R,C) metres from the middle of the head that body and clothes reach along ways (C,2), at heights (R,C)."
     middle = head_middle()
@@ -118,6 +118,7 @@ def _reach(ways:np.ndarray, heights:np.ndarray) -> np.ndarray:
     hit = _head_and_back()[0].cast_rays(o3d.core.Tensor(np.concatenate([far, inwards], -1).astype(np.float32)))["t_hit"].numpy()
     return np.minimum(np.where(np.isfinite(hit), .8 - hit, .05), .22)
 
+# %% ../../nbs/20_data/13_hair.ipynb #00e5eb50
 def curtain(back:float, side:float,                # lowest, metres over the eyes
             thick:float=.016, front:float=60,      # degrees from the face where it begins
             seed:int=0, columns:int=56, rows:int=26) -> Piece:
@@ -140,6 +141,7 @@ def curtain(back:float, side:float,                # lowest, metres over the eye
     middle = head_middle()
     return bound(np.stack([middle[0] + ways[:, 0]*far, middle[1] + ways[:, 1]*far, heights], -1).reshape(-1, 3), sheet(rows, columns))
 
+# %% ../../nbs/20_data/13_hair.ipynb #db4d4c61
 def ball(centre:np.ndarray, size) -> Piece:
     "An ellipsoid of hair."
     u, v = np.meshgrid(np.linspace(0, 2*np.pi, 18), np.linspace(0, np.pi, 11))

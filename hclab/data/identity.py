@@ -6,7 +6,7 @@
 __all__ = ['CLOTHES', 'COLOURS', 'VIEWS', 'ATTRIBUTES', 'SLEEVES', 'SEEN', 'TEMPLATES', 'Identity', 'identity', 'age_band',
            'plain_colour', 'said_of', 'attributes', 'judged', 'caption']
 
-# %% ../../nbs/20_data/18_identity.ipynb #1a1a375d
+# %% ../../nbs/20_data/18_identity.ipynb #4cdec023
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from ..core.config import ConfigError
 from .body import Shape, draw_shape
 from .hair import LENGTHS
-from .looks import HAIR, LAYERS, Look, draw_look
+from .looks import HAIR, Look, draw_look
 
 # %% ../../nbs/20_data/18_identity.ipynb #22717393
 @dataclass(frozen=True)

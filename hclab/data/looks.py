@@ -7,7 +7,7 @@ __all__ = ['SKIN', 'HAIR', 'IRIS', 'CLOTH', 'PATTERNS', 'LIPS_TOP', 'LIPS_LOW', 
            'Look', 'skin_tone', 'draw_look', 'mix', 'paint_face', 'paint_skin', 'paint_eyes', 'paint_hair', 'paint_top',
            'paint_bottom', 'paint_shoes', 'paint', 'folds']
 
-# %% ../../nbs/20_data/14b_looks.ipynb #cb7d0c7f
+# %% ../../nbs/20_data/14b_looks.ipynb #98c7851e
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from ..core.config import ConfigError, did_you_mean
 from .body import Shape
-from .chart import REGIONS, Chart, joint
+from .chart import Chart, joint
 from .hair import STYLES, above_hairline, eye_level, head_middle
 from .noise import noise3
 from .pieces import neutral
@@ -75,7 +75,7 @@ def draw_look(rng:np.random.Generator, shape:Shape) -> Look:
                 str(rng.choice(TOPS, p=[.32, .14, .28, .16, .10])), top, _colour(rng, CLOTH, [CLOTH[top]]), str(rng.choice(PATTERNS, p=[.40, .18, .07, .12, .13, .10])),
                 str(rng.choice(BOTTOMS, p=[.52, .2, .28] if woman else [.74, .26, 0])), bottom, _colour(rng, ("white", "black", "grey", "red", "brown", "navy"), [tone, CLOTH[bottom]]), int(rng.integers(1, 2**31)))
 
-# %% ../../nbs/20_data/14b_looks.ipynb #69960432
+# %% ../../nbs/20_data/14b_looks.ipynb #916b0c48
 LIPS_TOP, LIPS_LOW = ((0, -.059), (.006, -.0575), (.015, -.0615), (.0222, -.067)), ((0, -.081), (.007, -.080), (.015, -.0765), (.0222, -.067))
 BROW, BROW_WIDTH = ((.010, .0165), (.024, .0205), (.036, .0225), (.046, .019), (.055, .011)), ((.008, 0), (.013, .0046), (.03, .0042), (.046, .0026), (.056, 0))
 LID = np.array([(.0178, -.002), (.0255, .0048), (.0365, .0043), (.0432, .001), (.0365, -.0037), (.0255, -.0042)])
@@ -112,6 +112,7 @@ def paint_face(colour:np.ndarray, look:Look, shape:Shape, x, z, places) -> np.nd
         colour = mix(colour, hair*.9 + .006, np.clip(low*look.beard*(.8 + .35*noise3(places*600, 7, 2)), 0, 1))
     return colour
 
+# %% ../../nbs/20_data/14b_looks.ipynb #38188414
 def paint_skin(look:Look, shape:Shape, c:Chart) -> tuple[np.ndarray, np.ndarray]:
     "(P,3) colours and (P,) gloss of skin."
     colour = skin_tone(look)*(1 + .06*noise3(c.places*26, 1, 3))[:, None]
@@ -140,7 +141,7 @@ def paint_hair(look:Look, c:Chart) -> tuple[np.ndarray, np.ndarray]:
     streak = noise3(np.stack([turn*26, 5*c.y + 2*c.z, np.zeros_like(turn)], 1), look.seed % 97, 3) + .5*noise3(np.stack([turn*90, 6*c.z, np.zeros_like(turn)], 1), look.seed % 89, 2)
     return np.array(HAIR[look.hair_colour], np.float32)*np.clip(1 + .42*streak, .3, 2)[:, None], np.full(len(turn), .35, np.float32)
 
-# %% ../../nbs/20_data/14b_looks.ipynb #a07675c8
+# %% ../../nbs/20_data/14b_looks.ipynb #723f6e8f
 def _pattern(look:Look, c:Chart) -> np.ndarray:
     "(P,) share of the second colour."
     sleeve = c.both("arm", "forearm", "hand") > .5
@@ -164,6 +165,7 @@ def paint_top(look:Look, c:Chart) -> tuple[np.ndarray, np.ndarray]:
         colour[zip_] = .35; colour[(np.abs(np.abs(c.x) - .0095) < .0022) & (c.y < 0)] *= .5
     return colour*(1 + .07*noise3(c.places*160, 2, 2))[:, None], np.full(len(rib), .16 if look.top == "jacket" else .05, np.float32)
 
+# %% ../../nbs/20_data/14b_looks.ipynb #5e2cdf70
 def paint_bottom(look:Look, c:Chart) -> tuple[np.ndarray, np.ndarray]:
     denim = look.bottom_colour == "denim"
     colour = np.array(CLOTH[look.bottom_colour], np.float32)*(1 + (.22 if denim else .07)*noise3(c.places*90, 4, 3))[:, None]

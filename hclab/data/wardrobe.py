@@ -84,7 +84,7 @@ def hanging(places:np.ndarray, start:np.ndarray, end:np.ndarray, gather:float  #
     outline = gaussian_filter(outline, (1, 1), mode=("nearest", "wrap"))
     return np.maximum(map_coordinates(outline, [row, column - .5], order=1, mode="grid-wrap") - far, 0), away, t
 
-# %% ../../nbs/20_data/12_wardrobe.ipynb #ae0bbec7
+# %% ../../nbs/20_data/12_wardrobe.ipynb #9745cf1f
 @dataclass(frozen=True)
 class Garment:
     "A kind of garment."
@@ -116,6 +116,7 @@ def top_ease(piece:Piece, ease:float=.011, gather:float=.12, arm=(.004, .024), f
     off = normal*ease + away*(under_arms*(np.minimum(stands, .08) + .014))[:, None]
     return replace(piece, off=off + _limb_ease(c, normal, dict(arm=arm, forearm=forearm)))
 
+# %% ../../nbs/20_data/12_wardrobe.ipynb #82a26dd5
 def leg_ease(piece:Piece, ease:float=.007, gather:float=.06, wide:float=.008) -> Piece:
     "Cloth of trousers: falls from thigh and calf, less between the legs."
     c = chart_of(piece)
