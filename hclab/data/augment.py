@@ -112,27 +112,31 @@ class Warp:
     @cached_property
     def inverse(self) -> Tensor: return torch.linalg.inv(self.matrix)
 
-# %% ../../nbs/20_data/20_augment.ipynb #9dccc281
-def _places(w:Warp) -> tuple[Tensor, Tensor]:
-    "Source x and source y (H', W') float32 of the centres of the result's pixels."
-    (a, b, c), (d, e, f) = w.inverse[:2].tolist()
+# %% ../../nbs/20_data/20_augment.ipynb #3969caf1
+def _lines(w:Warp) -> tuple:
+    "Source x, and source y, of the result's pixel centres: each as a part by column (W',) and a part by row (H',), float64."
     columns, rows = torch.arange(w.size[1], dtype=torch.float64) + .5, torch.arange(w.size[0], dtype=torch.float64) + .5
-    return tuple((p * columns + r).float()[None] + (q * rows).float()[:, None] for p, q, r in ((a, b, c), (d, e, f)))
+    return tuple((p * columns + r, q * rows) for p, q, r in w.inverse[:2].tolist())
+
+def _added(lines, scale=(1., 1.), start:float=0.0) -> list[Tensor]:
+    "The two sums (H',W') float32, each times its scale."
+    return [torch.add((c * s + start).float()[None], (r * s).float()[:, None]) for (c, r), s in zip(lines, scale, strict=True)]
 
 def _pixels(w:Warp) -> tuple[Tensor, Tensor | None]:
     "Flat index (H'*W',) of the source pixel that holds each place, and where a place lies outside (None: nowhere)."
-    (H, W), (x, y) = w.frame, w.places
-    x, y = x.floor(), y.floor()
-    outside = (x < 0) | (x >= W) | (y < 0) | (y >= H)
-    index = (y.clamp(0, H - 1) * W + x.clamp(0, W - 1) if H * W < 2**24 else y.double().clamp(0, H - 1) * W + x.double().clamp(0, W - 1)).int().flatten()
-    return index, outside if outside.any() else None
+    (H, W), (x, y) = w.frame, [v.floor_() for v in _added(w.lines)]
+    outside = None
+    if min(x.min(), y.min()) < 0 or x.max() >= W or y.max() >= H:
+        column, row = x.clamp(0, W - 1), y.clamp(0, H - 1)
+        outside, x, y = (column != x) | (row != y), column, row
+    return y.int().mul_(W).add_(x.int()).flatten(), outside
 
 def _whole_pixels(w:Warp) -> bool:
     "Whether each result pixel shows exactly one source pixel: mirror images, quarter turns and crops by whole pixels."
     turn, start = w.inverse[:2, :2], w.inverse[:2] @ torch.tensor([.5, .5, 1.], dtype=torch.float64) - .5
     return abs(abs(w.determinant) - 1) < 1e-9 and bool((turn - turn.round()).abs().max() < 1e-9) and bool((start - start.round()).abs().max() < 1e-6)
 
-for _name, _f in dict(places=_places, pixels=_pixels, whole_pixels=_whole_pixels).items():
+for _name, _f in dict(lines=_lines, pixels=_pixels, whole_pixels=_whole_pixels).items():
     _property = cached_property(_f); _property.__set_name__(Warp, _name); setattr(Warp, _name, _property)
 
 # %% ../../nbs/20_data/20_augment.ipynb #cb387b49
@@ -145,7 +149,7 @@ def pick(w:Warp,
     out = maps.reshape(*maps.shape[:-2], -1).index_select(-1, index).unflatten(-1, w.size)
     return out if outside is None else out.masked_fill_(outside, fill)
 
-# %% ../../nbs/20_data/20_augment.ipynb #30c103a0
+# %% ../../nbs/20_data/20_augment.ipynb #d886cd0b
 SHRINK = .75     # below this size of a source pixel in the result, the source is reduced first
 
 def _reduced(w:Warp, image:Tensor) -> Tensor:
@@ -155,9 +159,8 @@ def _reduced(w:Warp, image:Tensor) -> Tensor:
     return image if size == w.frame else interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)
 
 def _grid(w:Warp) -> Tensor:
-    "The places as (1,H',W',2), -1 to 1 over the source."
-    (H, W), (x, y) = w.frame, w.places
-    return torch.stack([x * (2 / W) - 1, y * (2 / H) - 1], -1)[None]
+    "The places in the source as (1,H',W',2), -1 to 1 over its width and height."
+    return torch.stack(_added(w.lines, (2 / w.frame[1], 2 / w.frame[0]), -1.), -1)[None]
 
 def warp_image(w:Warp,
                image:Tensor,       # (C,H,W) float32
@@ -169,7 +172,7 @@ def warp_image(w:Warp,
     out = grid_sample(source - fill if fill else source, _grid(w), mode="bilinear", padding_mode="zeros", align_corners=False)[0]
     return out.add_(fill) if fill else out
 
-# %% ../../nbs/20_data/20_augment.ipynb #24518cb3
+# %% ../../nbs/20_data/20_augment.ipynb #a8e2342a
 STEP = .05     # metres; a larger difference between neighbours is another surface
 
 def warp_depth(w:Warp,
@@ -179,7 +182,7 @@ def warp_depth(w:Warp,
     "Depth in the new frame, (1,H',W'); values are not rescaled, 0 stays 0."
     near = pick(w, depth)
     if not smooth or w.whole_pixels: return near
-    (H, W), (x, y), flat = w.frame, (p - .5 for p in w.places), depth.flatten()
+    (H, W), (x, y), flat = w.frame, (p - .5 for p in _added(w.lines)), depth.flatten()
     x0, y0 = x.floor(), y.floor()
     total, weight = torch.zeros_like(near), torch.zeros_like(near)
     for column, row in ((x0, y0), (x0 + 1, y0), (x0, y0 + 1), (x0 + 1, y0 + 1)):
@@ -329,7 +332,7 @@ def frame_of(sample:dict) -> tuple[int, int]:
         if key in sample and field.shape.endswith("H W"): return tuple(sample[key].shape[-2:])
     raise AugmentError("the sample has neither image_size nor a picture, so its frame is not known; add image_size = (H, W)")
 
-# %% ../../nbs/20_data/20_augment.ipynb #8b3140b5
+# %% ../../nbs/20_data/20_augment.ipynb #2cbbc803
 def _warp_maps(w:Warp, sample:dict, rules:Rules) -> dict:
     "The keys that have one value a pixel."
     out = {}
@@ -348,7 +351,7 @@ def _warp_joints(w:Warp, sample:dict, rules:Rules) -> dict:
     out = {k: sample[k] for k in ("joints2d", "joints3d", "visibility", "sequence") if k in sample}
     if not out: return out
     if "joints2d" in out: out["joints2d"] = move(out["joints2d"], w.matrix)
-    turn = camera_turn(w, sample.get("camera"))
+    turn = camera_turn(w, sample.get("camera")) if "joints3d" in out or "sequence" in out else None
     if "joints3d" in out: out["joints3d"] = (out["joints3d"].double() @ turn.T).float()
     if "sequence" in out:
         turn = turn if sample["frame"] == "camera" else WORLD_MIRROR if w.mirrored else torch.eye(3, dtype=torch.float64)
