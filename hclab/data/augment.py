@@ -82,7 +82,7 @@ def move(points:Tensor,    # (..., 2) x, y
     "Where the matrix takes points, in their own dtype; computed in float64."
     return (points.double() @ matrix[:2, :2].T + matrix[:2, 2]).to(points.dtype)
 
-# %% ../../nbs/20_data/20_augment.ipynb #51929f30
+# %% ../../nbs/20_data/20_augment.ipynb #2c37f5d8
 @dataclass(frozen=True, eq=False)
 class Warp:
     "A matrix and the frames on both sides of it. Raises `AugmentError` for a matrix without an inverse or a frame without area."
@@ -102,7 +102,9 @@ class Warp:
             object.__setattr__(self, name, (H, W))
 
     @cached_property
-    def determinant(self) -> float: return float(self.matrix[0, 0] * self.matrix[1, 1] - self.matrix[0, 1] * self.matrix[1, 0])
+    def determinant(self) -> float:
+        (a, b), (c, d) = self.matrix[:2, :2].tolist()
+        return a * d - b * c
 
     @property
     def mirrored(self) -> bool:
@@ -110,31 +112,42 @@ class Warp:
         return self.determinant < 0
 
     @cached_property
-    def inverse(self) -> Tensor: return torch.linalg.inv(self.matrix)
+    def inverse(self) -> Tensor:
+        "(3,3) float64; written out, because a general solver takes longer than moving the pixels of a small picture."
+        (a, b, c), (d, e, f) = self.matrix[:2].tolist()
+        n = self.determinant
+        return _matrix((e / n, -b / n, (b * f - c * e) / n), (-d / n, a / n, (c * d - a * f) / n))
 
-# %% ../../nbs/20_data/20_augment.ipynb #3969caf1
+# %% ../../nbs/20_data/20_augment.ipynb #39f29fe6
 def _lines(w:Warp) -> tuple:
     "Source x, and source y, of the result's pixel centres: each as a part by column (W',) and a part by row (H',), float64."
     columns, rows = torch.arange(w.size[1], dtype=torch.float64) + .5, torch.arange(w.size[0], dtype=torch.float64) + .5
     return tuple((p * columns + r, q * rows) for p, q, r in w.inverse[:2].tolist())
 
-def _added(lines, scale=(1., 1.), start:float=0.0) -> list[Tensor]:
-    "The two sums (H',W') float32, each times its scale."
-    return [torch.add((c * s + start).float()[None], (r * s).float()[:, None]) for (c, r), s in zip(lines, scale, strict=True)]
+def _added(w:Warp) -> list[Tensor]:
+    "Source x and source y (H',W') float32 of the result's pixel centres."
+    return [torch.add(c.float()[None], r.float()[:, None]) for c, r in w.lines]
+
+def _within(w:Warp) -> bool:
+    "Whether the whole result looks inside the source. The parts are straight lines, so their ends say it."
+    ends = [([c[0].item(), c[-1].item()], [r[0].item(), r[-1].item()]) for c, r in w.lines]
+    return all(min(c) + min(r) >= 1e-3 and max(c) + max(r) < n - 1e-3 for (c, r), n in zip(ends, reversed(w.frame), strict=True))
 
 def _pixels(w:Warp) -> tuple[Tensor, Tensor | None]:
     "Flat index (H'*W',) of the source pixel that holds each place, and where a place lies outside (None: nowhere)."
-    (H, W), (x, y) = w.frame, [v.floor_() for v in _added(w.lines)]
-    outside = None
-    if min(x.min(), y.min()) < 0 or x.max() >= W or y.max() >= H:
-        column, row = x.clamp(0, W - 1), y.clamp(0, H - 1)
-        outside, x, y = (column != x) | (row != y), column, row
-    return y.int().mul_(W).add_(x.int()).flatten(), outside
+    (H, W), (x, y), outside = w.frame, [v.floor_() for v in _added(w)], None
+    if not _within(w):
+        outside = (x < 0).logical_or_(x >= W).logical_or_(y < 0).logical_or_(y >= H)
+        x, y = x.clamp_(0, W - 1), y.clamp_(0, H - 1)
+    if H * W >= 2**24: x, y = x.double(), y.double()      # float32 counts no further
+    return y.mul_(W).add_(x).int().flatten(), outside
 
 def _whole_pixels(w:Warp) -> bool:
     "Whether each result pixel shows exactly one source pixel: mirror images, quarter turns and crops by whole pixels."
-    turn, start = w.inverse[:2, :2], w.inverse[:2] @ torch.tensor([.5, .5, 1.], dtype=torch.float64) - .5
-    return abs(abs(w.determinant) - 1) < 1e-9 and bool((turn - turn.round()).abs().max() < 1e-9) and bool((start - start.round()).abs().max() < 1e-6)
+    if abs(abs(w.determinant) - 1) > 1e-9: return False
+    rows = w.inverse[:2].tolist()
+    starts = [.5 * a + .5 * b + c - .5 for a, b, c in rows]
+    return all(abs(v - round(v)) < 1e-9 for row in rows for v in row[:2]) and all(abs(v - round(v)) < 1e-6 for v in starts)
 
 for _name, _f in dict(lines=_lines, pixels=_pixels, whole_pixels=_whole_pixels).items():
     _property = cached_property(_f); _property.__set_name__(Warp, _name); setattr(Warp, _name, _property)
@@ -149,7 +162,7 @@ def pick(w:Warp,
     out = maps.reshape(*maps.shape[:-2], -1).index_select(-1, index).unflatten(-1, w.size)
     return out if outside is None else out.masked_fill_(outside, fill)
 
-# %% ../../nbs/20_data/20_augment.ipynb #d886cd0b
+# %% ../../nbs/20_data/20_augment.ipynb #5949304e
 SHRINK = .75     # below this size of a source pixel in the result, the source is reduced first
 
 def _reduced(w:Warp, image:Tensor) -> Tensor:
@@ -160,7 +173,10 @@ def _reduced(w:Warp, image:Tensor) -> Tensor:
 
 def _grid(w:Warp) -> Tensor:
     "The places in the source as (1,H',W',2), -1 to 1 over its width and height."
-    return torch.stack(_added(w.lines, (2 / w.frame[1], 2 / w.frame[0]), -1.), -1)[None]
+    out = torch.empty(1, *w.size, 2)
+    for k, ((c, r), n) in enumerate(zip(w.lines, reversed(w.frame), strict=True)):
+        torch.add((c * (2 / n) - 1).float()[None], (r * (2 / n)).float()[:, None], out=out[0, ..., k])
+    return out
 
 def warp_image(w:Warp,
                image:Tensor,       # (C,H,W) float32
@@ -172,7 +188,7 @@ def warp_image(w:Warp,
     out = grid_sample(source - fill if fill else source, _grid(w), mode="bilinear", padding_mode="zeros", align_corners=False)[0]
     return out.add_(fill) if fill else out
 
-# %% ../../nbs/20_data/20_augment.ipynb #a8e2342a
+# %% ../../nbs/20_data/20_augment.ipynb #a3e03155
 STEP = .05     # metres; a larger difference between neighbours is another surface
 
 def warp_depth(w:Warp,
@@ -182,7 +198,7 @@ def warp_depth(w:Warp,
     "Depth in the new frame, (1,H',W'); values are not rescaled, 0 stays 0."
     near = pick(w, depth)
     if not smooth or w.whole_pixels: return near
-    (H, W), (x, y), flat = w.frame, (p - .5 for p in _added(w.lines)), depth.flatten()
+    (H, W), (x, y), flat = w.frame, (p - .5 for p in _added(w)), depth.flatten()
     x0, y0 = x.floor(), y.floor()
     total, weight = torch.zeros_like(near), torch.zeros_like(near)
     for column, row in ((x0, y0), (x0 + 1, y0), (x0, y0 + 1), (x0 + 1, y0 + 1)):

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..core.config import Config
 from .augment import AugmentError, Colour, Rules, compose, crop, frame_of, inside, mirror, move, recolour, scaling, uniform, warp
 
-# %% ../../nbs/20_data/21_views.ipynb #78d840bd
+# %% ../../nbs/20_data/21_views.ipynb #34f22412
 @dataclass(frozen=True, eq=False)
 class View:
     "A sample that was cut out of another one."
@@ -27,9 +27,9 @@ class View:
     @property
     def size(self) -> tuple[int, int]: return frame_of(self.sample)
 
-    def __repr__(self): return f"View({self.name or 'view'}, {self.size[0]} x {self.size[1]} px, {', '.join(k for k in self.sample if k != 'image_size')})"
+    def __repr__(self): return f"View({self.name or 'view'}, {self.size[0]} x {self.size[1]} px)"
 
-# %% ../../nbs/20_data/21_views.ipynb #4ff553ae
+# %% ../../nbs/20_data/21_views.ipynb #c88e5297
 @dataclass(frozen=True)
 class Crop(Config):
     "Ranges of a random view. Raises `AugmentError` for a range that no picture has."
@@ -50,22 +50,19 @@ BACKGROUND = Crop(size=(224, 224), area=(.2, 1.), aspect=(.75, 4 / 3), colour=SE
 
 def random_box(picture,                       # (4,) x1 y1 x2 y2 to cut from
                crop:Crop,
-               generator:torch.Generator,
-               tries:int=10) -> Tensor:
-    "A box (4,) float64 inside the picture; where no draw fits, the largest of the nearest shape in its middle."
+               generator:torch.Generator) -> Tensor:
+    "A box (4,) float64 inside the picture. Where no shape has the drawn area and fits, it is the largest of the nearest shape."
     x1, y1, x2, y2 = (float(v) for v in picture)
     W, H = x2 - x1, y2 - y1
-    low, high = crop.aspect
-    for _ in range(tries):
-        area, aspect = W * H * uniform(generator, *crop.area), low * (high / low) ** uniform(generator)
-        w, h = (area * aspect) ** .5, (area / aspect) ** .5
-        if w <= W and h <= H: break
-    else:
-        aspect = min(max(W / H, low), high)
-        w, h = min(W, H * aspect), min(H, W / aspect)
-        return torch.tensor([x1 + (W - w) / 2, y1 + (H - h) / 2, x1 + (W + w) / 2, y1 + (H + h) / 2], dtype=torch.float64)
-    x, y = x1 + (W - w) * uniform(generator), y1 + (H - h) * uniform(generator)
-    return torch.tensor([x, y, x + w, y + h], dtype=torch.float64)
+    if not (W > 0 and H > 0): raise AugmentError(f"cannot cut from the picture {[x1, y1, x2, y2]}: x1 < x2 and y1 < y2 are needed")
+    size, shape, x, y = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+    area = W * H * (crop.area[0] + (crop.area[1] - crop.area[0]) * size)
+    low, high = max(crop.aspect[0], area / H**2), min(crop.aspect[1], W**2 / area)       # the shapes that fit
+    if low <= high: aspect = low * (high / low)**shape
+    else: aspect = min(max(W / H, crop.aspect[0]), crop.aspect[1])
+    w, h = min((area * aspect)**.5, W, H * aspect), min((area / aspect)**.5, H, W / aspect)
+    left, top = x1 + (W - w) * x, y1 + (H - h) * y
+    return torch.tensor([left, top, left + w, top + h], dtype=torch.float64)
 
 # %% ../../nbs/20_data/21_views.ipynb #5fef4dca
 def random_view(sample:dict,
@@ -148,7 +145,7 @@ def cover(image:Tensor,         # (C,H,W)
     full = hidden.repeat_interleave(H // hidden.shape[0], 0).repeat_interleave(W // hidden.shape[1], 1)
     return image.masked_fill(full, fill)
 
-# %% ../../nbs/20_data/21_views.ipynb #8f896eb4
+# %% ../../nbs/20_data/21_views.ipynb #f809703c
 @dataclass(frozen=True, eq=False)
 class Composite:
     "Crops pasted on a background."
@@ -162,7 +159,7 @@ def composite(background:Tensor,          # (3,H,W)
               opacity:float=0.7) -> Composite:
     "The crops side by side on the background, at random places. Raises `AugmentError` where they do not fit beside each other."
     H, W = background.shape[1:]
-    wide, high = sum(c.shape[2] for c in crops), max(c.shape[1] for c in crops)
+    wide, high = sum(c.shape[2] for c in crops), max((c.shape[1] for c in crops), default=0)
     if wide > W or high > H: raise AugmentError(f"crops of {[tuple(c.shape[1:]) for c in crops]} do not fit side by side on {H} x {W}: their widths add up to {wide}, the highest has {high}")
     gaps = torch.rand(len(crops), generator=generator).sort().values          # sorted: each gap is what is left of the free width
     image, masks, boxes, done = background.clone(), torch.zeros(len(crops), H, W, dtype=torch.bool), [], 0
