@@ -162,20 +162,32 @@ def pick(w:Warp,
     out = maps.reshape(*maps.shape[:-2], -1).index_select(-1, index).unflatten(-1, w.size)
     return out if outside is None else out.masked_fill_(outside, fill)
 
-# %% ../../nbs/20_data/20_augment.ipynb #5949304e
+# %% ../../nbs/20_data/20_augment.ipynb #897e0c3d
 SHRINK = .75     # below this size of a source pixel in the result, the source is reduced first
 
-def _reduced(w:Warp, image:Tensor) -> Tensor:
-    "The image (1,C,H,W) at about the density of the result, where that is much lower."
-    lengths = w.matrix[:2, :2].norm(dim=0).tolist()         # what a step of one pixel across, and one down, becomes
-    size = tuple(max(1, round(n * s)) if s < SHRINK else n for n, s in zip(w.frame, reversed(lengths), strict=True))
-    return image if size == w.frame else interpolate(image, size, mode="bilinear", antialias=True, align_corners=False)
+def _window(w:Warp, lengths:list) -> tuple:
+    "The part (x0, y0, x1, y1) of the source that the result looks at, in whole pixels, with room for the filter."
+    H, W = w.size
+    seen = move(torch.tensor([[0., 0], [W, 0], [W, H], [0, H]], dtype=torch.float64), w.inverse)
+    room = [math.ceil(2 / min(s, 1)) + 1 for s in lengths]
+    start = [min(max(0, math.floor(v) - r), n - 1) for v, r, n in zip(seen.amin(0).tolist(), room, reversed(w.frame), strict=True)]
+    stop = [max(min(n, math.ceil(v) + r), at + 1) for v, r, n, at in zip(seen.amax(0).tolist(), room, reversed(w.frame), start, strict=True)]
+    return (*start, *stop)
 
-def _grid(w:Warp) -> Tensor:
-    "The places in the source as (1,H',W',2), -1 to 1 over its width and height."
+def _reduced(w:Warp, image:Tensor) -> tuple[Tensor, tuple]:
+    "The image (1,C,H,W) at about the density of the result, where that is much lower, and which window of the source it shows."
+    whole, lengths = (0, 0, w.frame[1], w.frame[0]), w.matrix[:2, :2].norm(dim=0).tolist()         # what a step of one pixel across, and one down, becomes
+    if min(lengths) >= SHRINK: return image, whole
+    x0, y0, x1, y1 = window = _window(w, lengths)
+    size = [max(1, round(n * s)) if s < SHRINK else n for n, s in zip((y1 - y0, x1 - x0), reversed(lengths), strict=True)]
+    return interpolate(image[..., y0:y1, x0:x1], size, mode="bilinear", antialias=True, align_corners=False), window
+
+def _grid(w:Warp, window:tuple) -> Tensor:
+    "The places in the source as (1,H',W',2), -1 to 1 over the window."
     out = torch.empty(1, *w.size, 2)
-    for k, ((c, r), n) in enumerate(zip(w.lines, reversed(w.frame), strict=True)):
-        torch.add((c * (2 / n) - 1).float()[None], (r * (2 / n)).float()[:, None], out=out[0, ..., k])
+    for k, (c, r) in enumerate(w.lines):
+        start, n = window[k], window[k + 2] - window[k]
+        torch.add(((c - start) * (2 / n) - 1).float()[None], (r * (2 / n)).float()[:, None], out=out[0, ..., k])
     return out
 
 def warp_image(w:Warp,
@@ -184,8 +196,8 @@ def warp_image(w:Warp,
               ) -> Tensor:
     "The image in the new frame, (C,H',W'): pixel by pixel where that is exact, else bilinear, filtered where it shrinks."
     if w.whole_pixels: return pick(w, image, fill)
-    source = _reduced(w, image[None])
-    out = grid_sample(source - fill if fill else source, _grid(w), mode="bilinear", padding_mode="zeros", align_corners=False)[0]
+    source, window = _reduced(w, image[None])
+    out = grid_sample(source - fill if fill else source, _grid(w, window), mode="bilinear", padding_mode="zeros", align_corners=False)[0]
     return out.add_(fill) if fill else out
 
 # %% ../../nbs/20_data/20_augment.ipynb #a3e03155

@@ -223,6 +223,17 @@ def test_a_shrinking_image_is_filtered_and_keeps_its_mean():
     assert torch.allclose(warp_image(w, scene(size=(240, 240))["image"]), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("turn", [0, 90, 180, 35])
+def test_a_crop_that_shrinks_shows_the_same_as_the_whole_that_shrinks(turn):
+    "Only the part of the source that is seen is filtered; nothing of that may show, at the borders least of all."
+    y, x = torch.meshgrid(torch.arange(300) + .5, torch.arange(400) + .5, indexing="ij")
+    image = torch.stack([.5 + .5 * torch.sin(x / 9), .5 + .5 * torch.cos(y / 11), torch.ones_like(x)])
+    large = compose(rotation(turn, (200, 150)), scaling(.3, .35))
+    whole = warp_image(Warp(compose(large, translation(20, 20)), (300, 400), (150, 170)), image)
+    part = warp_image(Warp(compose(large, translation(20 - 60, 20 - 50)), (300, 400), (40, 50)), image)
+    assert (part - whole[:, 50:90, 60:110]).abs().max() < .03 and part[2].min() > .999, "the part lies inside the source, so its white stays white"
+
+
 def test_a_turned_gradient_stays_the_gradient():
     "Bilinear interpolation of a plane is the plane: image(x, y) = x at the new place of every pixel, wherever the source covers it."
     plane = (torch.arange(W) + .5).expand(1, H, W).contiguous()
