@@ -8,7 +8,7 @@ __all__ = ['SHRINK', 'STEP', 'BODY_PART_PAIRS', 'GARMENT_PAIRS', 'SURFACE_PAIRS'
            'shaped', 'move', 'Warp', 'pick', 'warp_image', 'warp_depth', 'swap_table', 'mirror_iuv', 'split_turn',
            'warp_camera', 'camera_turn', 'warp_boxes', 'clip_boxes', 'instance_boxes', 'still_there', 'inside',
            'keep_people', 'Rules', 'frame_of', 'mirror_caption', 'warp', 'uniform', 'Shake', 'person_crop',
-           'random_crop', 'Colour', 'jpeg', 'change_colour', 'recolour']
+           'random_crop', 'Colour', 'jpeg', 'change_colour', 'recolour', 'augment']
 
 # %% ../../nbs/20_data/20_augment.ipynb #fab9dc81
 import io
@@ -501,3 +501,19 @@ def change_colour(image:Tensor,                  # (3,H,W) in [0,1]
 def recolour(sample:dict, generator:torch.Generator, colour:Colour=Colour()) -> dict:
     "The sample with another `image` and every other key as it was; a sample without a photograph is returned as it is."
     return sample | {"image": change_colour(sample["image"], generator, colour)} if "image" in sample else sample
+
+# %% ../../nbs/20_data/20_augment.ipynb #b3f23717
+def augment(sample:dict,
+            size:tuple,                       # (H, W) of the result
+            generator:torch.Generator,        # of this sample, e.g. `loading.sample_generator`
+            shake:Shake=Shake(),
+            colour:Colour=Colour(),
+            rules:Rules=Rules(),
+            person:int=0                      # whose box is cropped
+           ) -> dict:
+    "A random crop of one person with random colours. Raises `AugmentError` for a person that is not there or has no area."
+    boxes = sample.get("boxes", ())
+    if len(boxes) and not 0 <= person < len(boxes): raise AugmentError(f"person={person}; the sample has {len(boxes)}, counted from 0")
+    H, W = frame_of(sample)
+    matrix = random_crop(boxes[person] if len(boxes) else (0, 0, W, H), size, generator, shake)
+    return recolour(warp(sample, matrix, size, rules), generator, colour)

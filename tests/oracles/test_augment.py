@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from hclab.core.geometry import Camera
 from hclab.core.sample import FIELDS, collate, validate
 from hclab.core.skeleton import skeleton
-from hclab.data.augment import (CHARTS, TABLES, AugmentError, Colour, Rules, Shake, Warp, change_colour, compose, crop, inside, jpeg, mirror, move, person_crop,
+from hclab.data.augment import (CHARTS, TABLES, AugmentError, Colour, Rules, Shake, Warp, augment, change_colour, compose, crop, inside, jpeg, mirror, move, person_crop,
                                 pick, random_crop, recolour, rotation, scaling, shaped, still_there, translation, warp, warp_depth, warp_image)
 
 FAST = settings(max_examples=40, deadline=None)
@@ -428,3 +428,16 @@ def test_grey_solarise_and_jpeg_against_their_formulas():
 
 def test_depth_and_labels_have_no_colours():
     with pytest.raises(AugmentError, match="depth and labels have none"): change_colour(scene()["depth"], torch.Generator())
+
+
+@FAST
+@given(st.integers(0, 3), st.integers(0, 99), st.integers(0, 2**40))
+def test_one_call_keeps_the_contract_and_centres_the_person(people, scene_seed, seed):
+    sample, exact = scene(people, scene_seed), Shake(degrees=0., turned=0., scale=(1., 1.), shift=0., mirrored=0., margin=1.)
+    out = validate(augment(sample, (32, 24), torch.Generator().manual_seed(seed)))
+    assert out["image_size"] == (32, 24) and torch.equal(out["image"], augment(sample, (32, 24), torch.Generator().manual_seed(seed))["image"])
+    still = augment(sample, (32, 24), torch.Generator().manual_seed(seed), exact, rules=KEEP)
+    if people:
+        x1, y1, x2, y2 = still["boxes"][0].tolist()
+        assert ((x1 + x2) / 2, (y1 + y2) / 2) == pytest.approx((12, 16), abs=1e-3) and max((x2 - x1) / 24, (y2 - y1) / 32) == pytest.approx(1, abs=1e-4)
+        with pytest.raises(AugmentError, match="counted from 0"): augment(sample, (8, 8), torch.Generator(), person=people)
