@@ -98,7 +98,7 @@ def draw_light(rng:np.random.Generator,
     parts = [strength * rng.uniform(.9, 1.1) * np.array(colour) * (warmth if k == 0 else 1) for k, (strength, colour) in enumerate(zip(numbers[::2], numbers[1::2]))]
     return Light((*flat * math.cos(elevation), math.sin(elevation)), *parts, softness, style)
 
-# %% ../../nbs/20_data/15_light.ipynb #87772331
+# %% ../../nbs/20_data/15_light.ipynb #f612f52c
 TINTS = np.array([[1.0, .0, -1.0], [-.4, .8, -.4]])      # warm against cold, green against magenta
 KEY = {"day": .92, "evening": .82, "overcast": .90, "lamp": .62, "studio": 1.0}    # how bright a grey card is meant to come out
 
@@ -117,7 +117,8 @@ def meter(light:Light, camera=(0., -1., 0.), # (3,) from the person towards the 
     "The gain that brings a person under this light to the brightness of its style (`KEY`)."
     x, y = np.asarray(camera, np.float64)[:2] / max(np.hypot(*camera[:2]), 1e-6)
     cards = np.array([[0, 0, 1], [x, y, 0], [x - y, y + x, 0], [x + y, y - x, 0]], np.float32) / np.array([[1], [1], [2 ** .5], [2 ** .5]], np.float32)
-    return float(KEY[light.style] / (light.on(cards) @ LUMA).mean())
+    sky = min(light.horizon @ LUMA, 2 * light.sky @ LUMA)          # a bright sky makes a camera close down; a window in a room does so less
+    return float(KEY[light.style] / (.8 * (light.on(cards) @ LUMA).mean() + .2 * sky))
 
 def draw_exposure(rng:np.random.Generator, light:Light, camera=(0., -1., 0.), # as for `meter`
                   stops:float=.22,    # spread of the exposure error, in factors of two

@@ -191,7 +191,7 @@ def boards(p, base, seed, width=.16):
     tone_ = (cells(np.floor(p.u / np.float32(width)), 3, seed) - np.float32(.5)) * resolved(width * 2, p.fu)
     return base * (value + np.float32(.14) * tone_ + np.float32(.06) * noise2(p.u * 12, p.v * np.float32(1.2), seed, 3, p.foot * 12)), 0
 
-# %% ../../nbs/20_data/15b_materials.ipynb #8adb9e24
+# %% ../../nbs/20_data/15b_materials.ipynb #37163b3d
 def grass(p, base, dry, seed, mown=0., patchy=.5, turn=0.):
     "A lawn or a meadow: patches of dry grass, tufts, blades; `mown` metres a strip gives a pitch its bands."
     broad = noise2(p.u * np.float32(.22), p.v * np.float32(.22), seed, 3, p.foot * .22)
@@ -232,18 +232,23 @@ def snow(p, base, seed):
     drift = noise2(p.u * np.float32(.3), p.v * np.float32(.3), seed, 3, p.foot * .3)
     lump = np.minimum(noise2(p.u * np.float32(2.2), p.v * np.float32(2.2), seed + 1, 3, p.foot * 2.2), 0)
     grain = noise2(p.u * 60, p.v * 60, seed + 2, 2, p.foot * 60)
-    value = 1 + np.float32(.05) * drift + np.float32(.20) * lump + np.float32(.03) * grain
+    value = np.float32(.97) + np.float32(.08) * drift + np.float32(.30) * lump + np.float32(.05) * grain
     return base * mix(np.array([[.80], [.89], [1.]], np.float32), np.float32(1), np.clip(value, 0, 1)) * value, 0
 
 def earth(p, base, leaf, seed, cover=.4):
     "Forest floor or path: soil, small stones, fallen leaves."
     broad = noise2(p.u * np.float32(.5), p.v * np.float32(.5), seed, 4, p.foot * .5)
     grit = noise2(p.u * 26, p.v * 26, seed + 1, 3, p.foot * 26)
-    i, j = np.floor(p.u * 9 + broad), np.floor(p.v * 9 + grit * np.float32(.4))
-    fallen = (cells(i, j, seed) < cover * (np.float32(.6) + broad)) * resolved(.22, p.foot)
-    return mix(base * (1 + np.float32(.25) * broad + np.float32(.30) * grit), leaf * (np.float32(.6) + np.float32(.7) * cells(i, j, seed + 5)), fallen * np.float32(.7)), 0
+    a, b = p.u * np.float32(11) + broad, p.v * np.float32(11) + np.float32(.8) * grit
+    i, j = np.floor(a), np.floor(b)
+    one = cells(i, j, seed)
+    spin = one * np.float32(40)
+    x, y = fraction(a) - np.float32(.5), fraction(b) - np.float32(.5)
+    blade = np.hypot(np.cos(spin) * x + np.sin(spin) * y, np.float32(2.1) * (np.cos(spin) * y - np.sin(spin) * x)) < .46
+    fallen = (blade & (one < cover * (np.float32(.8) + broad))) * resolved(.2, p.foot)
+    return mix(base * (1 + np.float32(.25) * broad + np.float32(.30) * grit), leaf * (np.float32(.5) + np.float32(.9) * fraction(one * 61)), fallen * np.float32(.8)), 0
 
-# %% ../../nbs/20_data/15b_materials.ipynb #f7955d26
+# %% ../../nbs/20_data/15b_materials.ipynb #db391257
 def painted(p, base, seed=0, rough=.03):
     "Lacquer, metal, plastic: one colour, hardly any texture."
     return base * (1 + np.float32(rough) * noise2(p.u * 9, p.v * 9, seed, 2, p.foot * 9)), 0
@@ -268,9 +273,9 @@ def curtain(p, base, seed, fold=.13):
 
 def leaves(p, base, other, seed, scale=1.):
     "Foliage seen as light and dark clumps."
-    clump = noise2(p.u * np.float32(1.4 * scale), p.v * np.float32(1.4 * scale), seed, 2, p.foot * 1.4 * scale)
-    leaf = noise2(p.u * np.float32(9 * scale), p.v * np.float32(9 * scale), seed + 1, 3, p.foot * 9 * scale)
-    value = np.clip(np.float32(.78) + np.float32(.34) * clump + np.float32(.62) * leaf, .18, 1.7)
+    clump = noise2(p.u * np.float32(.9 * scale), p.v * np.float32(.9 * scale), seed, 3, p.foot * .9 * scale)
+    leaf = noise2(p.u * np.float32(5 * scale), p.v * np.float32(5 * scale), seed + 1, 4, p.foot * 5 * scale)
+    value = np.clip(np.float32(.80) + np.float32(.40) * clump + np.float32(.62) * leaf, .2, 1.7)
     return mix(base, other, np.clip(np.float32(.35) + np.float32(.5) * leaf + np.float32(.3) * clump, 0, 1)) * value, 0
 
 HUES = tuple(colour(c) for c in ("#7c2d28", "#27415e", "#2f5d46", "#b98a2f", "#3a3a3c", "#c9c0ae", "#6b3f5b", "#a4552e", "#4f7d86", "#8a8f55"))

@@ -18,7 +18,7 @@ from .noise import cells, noise2, resolved
 from .rooms import PAINTS, in_the_way, pick
 from .scenery import Ball, Belt, Box, Level, Scenery, Wall, clear_sky
 
-# %% ../../nbs/20_data/15e_outdoors.ipynb #7b326bde
+# %% ../../nbs/20_data/15e_outdoors.ipynb #d9299143
 def mirrored(p, seed):
     "What glass reflects, (3,k): sky above, the dark street below."
     r = p.view - 2 * (p.view * p.normal).sum(0) * p.normal
@@ -66,10 +66,12 @@ def shop(p, look, seed):
     slope = np.clip(-1 / np.minimum((p.view * p.normal).sum(0), -.15), 0, 6)                  # goods stand 0.7 m behind the glass: they shift as one walks past
     side = p.view[0] * -p.normal[1] + p.view[1] * p.normal[0]
     s, t = p.u + np.float32(.7) * slope * side, p.v + np.float32(.7) * slope * p.view[2]
-    ware = cells(np.floor(s * 4), np.floor(t * 3), seed + 7)
-    goods = np.concatenate([colour(c) for c in ("#c9b28a", "#8a3f38", "#4f6f86", "#d9d2c4", "#5a6f4a", "#2f2f33")], 1)[:, (ware * 6).astype(np.int32)]
-    shown = (ware > .35) * (fraction(t * 3) < .35 + .6 * cells(np.floor(s * 4), np.floor(t * 3), seed + 8)) * (t < top - .5) * resolved(.5, p.foot)
-    inner = mix(np.full((3, 1), .05, np.float32), goods * np.float32(.45), shown)
+    low = np.float32(.75) + np.float32(.55) * cells(np.floor(s * np.float32(1.1)), i, seed + 7)                 # a row of things on display, of different heights
+    pick_ = cells(np.floor(s * np.float32(2.6)), i, seed + 8)
+    goods = np.concatenate([colour(c) for c in ("#a8977c", "#6f4640", "#4f6272", "#b9b2a4", "#5d6653", "#3a3a3e")], 1)[:, (pick_ * 6).astype(np.int32)]
+    shown = inside(t, .40, low, p.foot) * inside(fraction(s * np.float32(2.6)), .06, .94, p.foot * 2.6) * resolved(.4, p.foot)
+    spots = np.exp(-((fraction(s * np.float32(.55)) - np.float32(.5)) * 3) ** 2 - (t - np.float32(top)) ** 2 * np.float32(.5))
+    inner = mix(np.float32(.10) + np.float32(.16) * spots + np.zeros((3, 1), np.float32), goods * np.float32(.42), shown)
     warm = np.array([[1.], [.85], [.62]], np.float32) * np.float32(look["shop_lamp"])
     hue = np.concatenate([colour(c) for c in ("#7a2626", "#1f3d5c", "#2c4f3a", "#c9a03a", "#e3ded2", "#26262a", "#9a5a2c")], 1)[:, (cells(i, 5, seed) * 7).astype(np.int32)]
     sign = inside(a, .12, w - .12, p.fu) * inside(p.v, top + .08, top + .62, p.fv)
@@ -80,7 +82,7 @@ def shop(p, look, seed):
     pier = look["trim"] * np.float32(.75) * (1 + np.float32(.05) * noise2(p.u * 4, p.v * 4, seed, 2, p.foot * 4))
     albedo = mix(mix(pier, hue * np.float32(.8), sign), pale, letter)
     solid = np.clip(1 - glass + bars * glass, 0, 1)
-    glow = (inner * warm * 2 + mirrored(p, seed) * np.float32(look["mirror"] * .8)) * (1 - solid)
+    glow = (inner * warm * np.float32(1.5) + mirrored(p, seed) * np.float32(look["mirror"] * .8)) * (1 - solid)
     return mix(inner, mix(albedo, hue * np.float32(.35), bars * glass), solid) * (1 - np.float32(.3) * np.exp(-np.maximum(p.v, 0) * 3)), glow
 
 def facade(p, starts, looks, seed):
@@ -130,7 +132,7 @@ def draw_row(rng, style, azimuth, offset, length=130.):
     starts, tops = np.array(starts, np.float32), np.array([k["top"] for k in looks], np.float32)
     return Wall(partial(facade, starts=starts, looks=looks, seed=int(rng.integers(1 << 20))), azimuth, offset, -length, length, partial(roofline, starts=starts, tops=tops))
 
-# %% ../../nbs/20_data/15e_outdoors.ipynb #b9744d05
+# %% ../../nbs/20_data/15e_outdoors.ipynb #973a4c39
 def street_ground(p, walk, road, kerbs, dash, zebra, seed):
     "Pavement outside and road inside of the two `kerbs` (near, far), with a dashed middle line and perhaps a zebra crossing around u = `zebra`."
     if kerbs is None: return walk(p)
@@ -188,7 +190,7 @@ def car(rng, x, y, turn):
             Box(partial(car_top, base=base, half=cabin, high=high), (x + c * back, y + s * back, .86 + high / 2), (cabin, .74, high / 2), turn, round=.18)]
 
 BARKS, GREENS = tuple(colour(c) for c in ("#5a4a3a", "#6f6a60", "#4a3c30")), tuple((colour(a), colour(b)) for a, b in (
-    ("#33451f", "#7d8a48"), ("#2f4a2a", "#6f8f50"), ("#3f4a22", "#97944a"), ("#4a5a2c", "#a3a85c"), ("#5f4a1f", "#b58a3a")))
+    ("#343f25", "#7c8455"), ("#2f402c", "#6c8258"), ("#3f4528", "#908d58"), ("#4a5434", "#9ba06a"), ("#5f4a1f", "#b58a3a")))
 
 def tree(rng, x, y, height=None, bare=None):
     "A broad-leaved tree: a trunk and a crown of ragged balls."
@@ -259,7 +261,7 @@ def draw_street(rng, style, camera, reach:float=3.):
     ground = partial(street_ground, walk=walk, road=partial(asphalt, base=colour(pick(rng, ("#4a4a4d", "#58565a", "#626060"))), seed=seed), kerbs=kerbs,
                      dash=pick(rng, (3., 4., 6.)), zebra=pick(rng, (None, None, rng.uniform(-8, 8))), seed=seed)
     shapes = [Level(ground, 0., azimuth - math.pi / 2), draw_row(rng, style, azimuth, offset), draw_row(rng, style, azimuth + math.pi, other)]
-    street = Scenery(light, shapes, sky=partial(clear_sky, cover=rng.uniform(0, .75) if style != "overcast" else 1., seed=seed), haze=rng.uniform(.003, .008), bound=((azimuth, offset), (azimuth + math.pi, other)))
+    street = Scenery(light, shapes, sky=partial(clear_sky, cover=rng.uniform(0, .75) if style != "overcast" else 1., seed=seed), haze=rng.uniform(.0015, .005), bound=((azimuth, offset), (azimuth + math.pi, other)))
     if style == "lamp": street.pool = (*(rng.uniform(-1, 1, 2)), rng.uniform(7, 11))
     line_street(rng, street, out, side, azimuth, offset, kerbs, camera, reach)
     return light, street
@@ -280,7 +282,7 @@ def line_street(rng, street, out, side, azimuth, offset, kerbs, camera, reach):
         elif rng.random() < .6: add(street, bench(rng, x, y, azimuth - math.pi / 2), camera, reach)
         u += step
 
-# %% ../../nbs/20_data/15e_outdoors.ipynb #b9eaba48
+# %% ../../nbs/20_data/15e_outdoors.ipynb #370426eb
 def tree_line(u, foot, radius, height, seed, gap=0.):
     "Height of a belt of trees at u (k,): clumps and single crowns."
     a = u * np.float32(1 / (2 * math.pi))
@@ -379,25 +381,25 @@ def headland(u, foot, radius, height, seed, away):
 
 def draw_ground(rng, place, reach, seed):
     "The ground of a place; u, v along and towards what lies behind the people."
-    green = lambda a="#4f6a2e", b="#8f8f52", **k: partial(grass, base=colour(a) * np.float32(.9), dry=colour(b) * np.float32(.9), seed=seed, **k)
-    meadow = green(pick(rng, ("#4f6a2e", "#586b35", "#465f2f", "#66703a")), pick(rng, ("#8f8f52", "#a39a62", "#7f8a4a")), patchy=rng.uniform(.2, .7))
+    green = lambda a="#55633c", b="#8a8a5c", **k: partial(grass, base=colour(a) * np.float32(.9), dry=colour(b) * np.float32(.9), seed=seed, **k)
+    meadow = green(pick(rng, ("#55633c", "#5d6842", "#4b5a38", "#686d48")), pick(rng, ("#8a8a5c", "#9c9570", "#7d8456")), patchy=rng.uniform(.2, .7))
     white = np.full((3, 1), .72, np.float32)
     if place == "pitch":
         v, u = rng.uniform(-2, 9), rng.uniform(-6, 6)
         marks = [("v", v, .1, -60, 60), pick(rng, (("circle", (u, v), 9.15, .1), ("u", u, .1, -60, v))), ("v", v + rng.uniform(9, 16.5), .1, u - 20, u + 20)]
-        return partial(lines, base=green("#3f6a2c", "#5f7f3a", patchy=.15, mown=rng.uniform(2.5, 5.5)), marks=marks, paint=white)
+        return partial(lines, base=green("#4a6640", "#62784c", patchy=.15, mown=rng.uniform(2.5, 5.5)), marks=marks, paint=white)
     if place == "track":
         inner = -rng.uniform(2., 5.)
-        return partial(track, base=colour(pick(rng, ("#8f4634", "#9a5240", "#3f5f86"))), lawn=green("#48702f", "#6f8a42", patchy=.25), inner=inner, outer=inner + 1.22 * int(rng.integers(6, 9)), seed=seed)
+        return partial(track, base=colour(pick(rng, ("#8f4634", "#9a5240", "#3f5f86"))), lawn=green("#4f673e", "#6f8050", patchy=.25), inner=inner, outer=inner + 1.22 * int(rng.integers(6, 9)), seed=seed)
     if place == "court":
         base, around = (colour(c) for c in pick(rng, (("#3f6a86", "#4a6f52"), ("#8f5442", "#4f6f5c"), ("#5a6f8a", "#7d5a4c"), ("#6f7276", "#5a5d60"))))
         hard = partial(two_fields, inner=partial(asphalt, base=base, seed=seed), outer=partial(asphalt, base=around, seed=seed + 1), half=(11.9, 5.5))
         marks = [("v", s * 5.5, .06, -11.9, 11.9) for s in (-1, 1)] + [("u", s * 11.9, .06, -5.5, 5.5) for s in (-1, 1)] + [("u", 0, .06, -5.5, 5.5), ("v", 4.1, .05, -11.9, 11.9), ("v", -4.1, .05, -11.9, 11.9), pick(rng, (("circle", (0, 0), 1.8, .06), ("v", 0, .05, -6.4, 6.4)))]
         return partial(lines, base=hard, marks=marks, paint=white)
     if place == "beach": return partial(shore, beach=partial(sand, base=colour(pick(rng, ("#c9b38c", "#bfa887", "#d3c3a2"))) * np.float32(.9), seed=seed), at=reach + rng.uniform(2, 16), seed=seed)
-    if place == "snow": return partial(snow, base=colour("#e6ebf0"), seed=seed)
+    if place == "snow": return partial(snow, base=colour("#cdd3da"), seed=seed)
     if place == "forest": return partial(earth, base=colour(pick(rng, ("#5f4f3a", "#544a36"))), leaf=colour(pick(rng, ("#8a6a3a", "#7f5a34", "#6f7040"))), seed=seed, cover=rng.uniform(.2, .6))
-    if place == "park": return partial(path, lawn=green("#47692c", "#76853f", patchy=.3), way=partial(earth, base=colour(pick(rng, ("#a08f74", "#8f8576"))), leaf=colour("#7f6f54"), seed=seed, cover=.1), width=rng.uniform(1.4, 2.6), at=rng.uniform(-1.5, 5), bend=rng.uniform(.5, 2.5), seed=seed)
+    if place == "park": return partial(path, lawn=green("#4d623a", "#757f4e", patchy=.3), way=partial(earth, base=colour(pick(rng, ("#a08f74", "#8f8576"))), leaf=colour("#7f6f54"), seed=seed, cover=.1), width=rng.uniform(1.4, 2.6), at=rng.uniform(-1.5, 5), bend=rng.uniform(.5, 2.5), seed=seed)
     return meadow
 
 def two_fields(p, inner, outer, half):

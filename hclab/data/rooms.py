@@ -7,7 +7,7 @@ __all__ = ['PHOTOGRAPHS', 'FABRICS', 'WOODS', 'METALS', 'PIECES', 'WIDTHS', 'FLO
            'window', 'door', 'clock', 'screen', 'radiator', 'floored', 'photographs', 'photo', 'lookup', 'photograph',
            'Spot', 'pick', 'sofa', 'bookcase', 'sideboard', 'glowing', 'lamp_on', 'vase_on', 'plant', 'floor_lamp',
            'shelf_table', 'boxes', 'in_the_way', 'draw_floor', 'draw_wall', 'hang', 'draw_room', 'furnish', 'sweep',
-           'draw_studio', 'paper_sky', 'backdrop_photo', 'photo_floor', 'draw_photo']
+           'draw_studio', 'paper_sky', 'backdrop_photo', 'photo_floor', 'soft_edge', 'draw_photo']
 
 # %% ../../nbs/20_data/15d_rooms.ipynb #48dc1e92
 import math
@@ -380,7 +380,7 @@ def furnish(rng, room, azimuths, offsets, camera, reach):
                 if inner and not in_the_way(parts, camera, reach): room.shapes += parts
             u += w + rng.uniform(.05, .9)
 
-# %% ../../nbs/20_data/15d_rooms.ipynb #c800125a
+# %% ../../nbs/20_data/15d_rooms.ipynb #08445bbd
 def sweep(p, base, edge, offset, azimuth, upright, seed=0, curve=1.5):
     "Paper of a studio: the floor (v towards the wall at `offset`) or the wall (v upwards). Bends the normals where they meet."
     gap = np.maximum(p.v if upright else offset - p.v, 0)
@@ -404,23 +404,31 @@ def paper_sky(unit, light, angle=0.):
     "Radiance of a studio's dark side, (3,k)."
     return np.broadcast_to(light.ground[:, None] * np.float32(.5), unit.shape).astype(np.float32)
 
-def backdrop_photo(p, number, azimuth, size, shift):
+def backdrop_photo(p, number, size, shift):
     "A photograph on a round wall, as light: sharpness of a background out of focus."
-    u = (p.u - np.float32(azimuth * 0)) / np.float32(size[0]) + np.float32(shift)
+    u = p.u / np.float32(size[0]) + np.float32(shift)
     level = (p.light.sky + p.light.ground + np.float32(.5) * p.light.sun)[:, None] * np.float32(.62)
-    return np.zeros((3, 1), np.float32), lookup(photo(number, 200), u, p.v / np.float32(size[1])) * level
+    sharp, low = lookup(photo(number, 200), u, p.v / np.float32(size[1])), lookup(soft_edge(number), u, np.zeros_like(u))
+    return np.zeros((3, 1), np.float32), mix(low, sharp, np.clip(p.v / np.float32(size[1] * .14), 0, 1)) * level
 
 def photo_floor(p, number, radius, size, shift, base, seed):
     "A floor that takes up the photograph's lowest colours on its way to it."
     r, az = np.hypot(p.u, p.v), np.arctan2(p.v, p.u)
-    image = photo(number, 200)
-    low = np.repeat(image[:, -12:].mean(1, keepdims=True), 2, 1)
-    far = lookup(np.ascontiguousarray(low), az * np.float32(radius / size[0]) + np.float32(shift), np.zeros_like(az))
-    tone_ = 1 + np.float32(.10) * noise2(p.u * np.float32(.8), p.v * np.float32(.8), seed, 4, p.foot * .8) + np.float32(.07) * noise2(p.u * 25, p.v * 25, seed + 1, 2, p.foot * 25)
-    share = np.clip((r / np.float32(radius) - np.float32(.35)) / np.float32(.6), 0, 1)
+    low = soft_edge(number)
+    far = lookup(low, az * np.float32(radius / size[0]) + np.float32(shift), np.zeros_like(az))
+    tone_ = 1 + np.float32(.12) * noise2(p.u * np.float32(.8), p.v * np.float32(.8), seed, 4, p.foot * .8) + np.float32(.08) * noise2(p.u * 25, p.v * 25, seed + 1, 2, p.foot * 25)
+    share = np.clip((r / np.float32(radius) - np.float32(.55)) / np.float32(.43), 0, 1)
     level = (p.light.sky + p.light.ground + np.float32(.5) * p.light.sun)[:, None] * np.float32(.62)
-    late = share ** 3
-    return mix(base, np.clip(far, .01, .8), share) * tone_ * (1 - late), far * level * late
+    late = share * share * (3 - 2 * share)
+    return base * tone_ * (1 - late), far * level * late * tone_
+
+@lru_cache
+def soft_edge(number):
+    "The lowest colours of a photograph (3,2,W), blurred along the edge."
+    row = photo(number, 200)[:, -16:].mean(1).astype(np.float64)
+    k = np.exp(-(np.arange(-30, 31) / 14) ** 2); k /= k.sum()
+    row = np.stack([np.convolve(np.pad(c, 30, mode="reflect"), k, "valid") for c in row])
+    return np.ascontiguousarray(np.repeat(row[:, None], 2, 1).astype(np.float32))
 
 def draw_photo(rng, light:Light, camera, reach:float=3.) -> Scenery:
     "A photograph around people, its middle behind them as seen by `camera` (3,)."
@@ -432,4 +440,4 @@ def draw_photo(rng, light:Light, camera, reach:float=3.) -> Scenery:
     shift = .5 - azimuth * radius / width + rng.uniform(-.15, .15)
     low = image[:, -12:].mean((1, 2))[:, None]
     floor = partial(photo_floor, number=number, radius=radius, size=size, shift=shift, base=np.clip(low * .6 + .10, .04, .5).astype(np.float32), seed=int(rng.integers(1 << 20)))
-    return Scenery(light, [Belt(partial(backdrop_photo, number=number, azimuth=azimuth, size=size, shift=shift), radius), Level(floor, reach=radius)], sky=paper_sky)
+    return Scenery(light, [Belt(partial(backdrop_photo, number=number, size=size, shift=shift), radius), Level(floor, reach=radius)], sky=paper_sky)
