@@ -52,15 +52,23 @@ def cells(i,            # whole numbers (as float or int), any shape
     mixed = _mix(_mix(_mix(start + np.uint32(0x9E3779B9)) + i) + j * np.uint32(0x27D4EB2F))
     return (mixed >> np.uint32(8)).astype(np.float32) * np.float32(2 ** -24)
 
-# %% ../../nbs/20_data/14_noise.ipynb #def0cfba
+# %% ../../nbs/20_data/14_noise.ipynb #77ea37aa
 class NoiseError(ValueError):
     "Coordinates or a number of octaves that make no noise."
 
+@lru_cache
 def _octaves(octaves):
     if not 1 <= octaves <= 12: raise NoiseError(f"octaves must be 1 to 12, got {octaves!r}; the twelfth is already 2048 times finer than the first")
     height = [.5 ** k for k in range(octaves)]
     total = math.sqrt(sum(h * h for h in height))
-    return [np.float32(h / total) for h in height]
+    return tuple(np.float32(h / total) for h in height)
+
+@lru_cache(maxsize=1 << 16)
+def _plane(k, seed):
+    "Cosine and sine of an octave's turn, times its scale, and its offset, in texels of the plane's table."
+    angle, dx, dy = (float(cells(k, c, seed)[0]) for c in range(3))
+    scale = 2 ** k * SIZE2 / WAVES2
+    return tuple(np.float32(x) for x in (scale * math.cos(2 * math.pi * angle), scale * math.sin(2 * math.pi * angle), dx * SIZE2, dy * SIZE2))
 
 def _lookup2(x, y):
     "Bilinear look-up at texels (x, y), float32."
@@ -83,16 +91,14 @@ def noise2(u, v,           # coordinates, any one shape; features are about half
     if u.shape != v.shape: raise NoiseError(f"u and v must have one shape, got {u.shape} and {v.shape}")
     out = np.zeros(u.shape, np.float32)
     for k, height in enumerate(_octaves(octaves)):
-        angle, dx, dy = (float(cells(k, c, seed)[0]) for c in range(3))
-        scale = 2 ** k * SIZE2 / WAVES2
-        c, s = (np.float32(scale * f(2 * math.pi * angle)) for f in (math.cos, math.sin))
+        c, s, dx, dy = _plane(k, seed)
         share = resolved(.5 ** k, footprint)
         if not np.any(share): break
-        out += height * share * _lookup2(c * u - s * v + np.float32(dx * SIZE2), s * u + c * v + np.float32(dy * SIZE2))
+        out += height * share * _lookup2(c * u - s * v + dx, s * u + c * v + dy)
     return out
 
-# %% ../../nbs/20_data/14_noise.ipynb #a736f9a7
-@lru_cache(maxsize=4096)
+# %% ../../nbs/20_data/14_noise.ipynb #c13ef5f0
+@lru_cache(maxsize=1 << 16)
 def _turn(k, seed):
     "A rotation (3,3) and an offset (3,) for octave k: a unit quaternion from four hashed numbers (Shoemake 1992)."
     a, b, c, *offset = (float(cells(k, n, seed)[0]) for n in range(6))
