@@ -269,6 +269,36 @@ def test_f27_two_processes_equal_one_on_the_joined_batch(nursery, tmp_path):
     assert torch.allclose(torch.tensor(terms(tmp_path/"two")), torch.tensor(terms(tmp_path/"one")), atol=1e-5)
 
 
+def contrasted(nursery, folder, cut, **more):
+    "What one process, or two, hold after training two encoders to agree; every rank's tensors, and the curve."
+    outs = [str(folder) + f"-rank{r}.safetensors" for r in range(len(cut))]
+    fresh(folder)
+    if len(cut) == 1: codes = [nursery.run("contrast", folder=str(folder), cut=cut, out=outs[0], **more)]
+    else: codes = pair(nursery, folder, job="contrast", cut=cut, each=[dict(out=o) for o in outs], **more)
+    assert set(codes) == {0}, nursery.words()[-3000:]
+    return [load_tensors(o) for o in outs], final(folder)["curve"]
+
+
+@pytest.fixture(scope="module")
+def alone(nursery, tmp_path_factory): return contrasted(nursery, tmp_path_factory.mktemp("contrast")/"one", [16])
+
+
+@pytest.mark.parametrize("cut", [[8, 8], [5, 11], [15, 1]])
+def test_f27_contrastive_training_on_two_processes_is_that_on_the_joined_batch(nursery, tmp_path, alone, cut):
+    [one], curve = alone
+    ranks, two = contrasted(nursery, tmp_path/"two", cut)
+    assert all(torch.equal(ranks[0][k], ranks[1][k]) for k in one), "weights, teacher or banks differ between the processes"
+    for name in one: assert torch.allclose(one[name], ranks[0][name], atol=1e-4), f"{name} differs from one process on the joined batch"
+    for a, b in zip(curve, two, strict=True): assert all(a[k] == pytest.approx(b[k], abs=1e-4) for k in a), (a, b)
+    assert curve[-1]["in_batch"] < 0.95*curve[0]["in_batch"], "nothing was learnt: the comparison would say nothing"
+
+
+def test_f27_without_the_gather_two_processes_train_something_else(nursery, tmp_path, alone):
+    [one], _ = alone
+    ranks, _ = contrasted(nursery, tmp_path/"two", [8, 8], gather=False)
+    assert any((one[k] - ranks[0][k]).abs().max() > 0.01 for k in one if k.startswith("model"))
+
+
 @pytest.mark.parametrize("fault, each", [("raises", (dict(), dict(raise_at=15))), ("is killed", (dict(), dict(kill_at=15))), ("main is killed", (dict(kill_at=14), dict()))])
 def test_f27_when_one_process_fails_all_end_soon(nursery, tmp_path, fault, each):
     codes = pair(nursery, fresh(tmp_path/"run"), each=each)
