@@ -8,6 +8,7 @@ import torch
 from hclab.core.io import damage, list_snapshots, load_tensors, read_json, read_manifest
 from hclab.train.checkpoint import CheckpointError
 from hclab.data.loading import Loader
+from hclab.lab import launch
 from hclab.train.loop import Callback, LoopConfig, NonFinite, fit, replay
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -354,3 +355,14 @@ def test_f3_the_launcher_passes_a_signal_on(tmp_path):
     words = process.communicate(timeout=60)[1]
     assert process.returncode == 143, words
     assert "stopped by SIGTERM after step" in words and final(tmp_path/"two")["step"] >= 10
+
+
+@pytest.mark.parametrize("variable, name", [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
+                                            ("ACCELERATE_USE_PARALLELISM_CONFIG", "parallelism")])
+def test_one_network_spread_over_processes_is_refused_before_anything_begins(tmp_path, monkeypatch, capsys, variable, name):
+    "Accelerate alone would train data-parallel on CPUs without a word, and save shards as if they were the network on GPUs."
+    monkeypatch.setenv(variable, "true")
+    assert launch.main(["hclab.lab.arms:example_arm", "--folder", str(tmp_path/"run"), "-p", "steps=3"]) == 2
+    assert name in capsys.readouterr().err and not (tmp_path/"run").exists()
+    monkeypatch.setenv(variable, "false")
+    assert launch.main(["hclab.lab.arms:example_arm", "--folder", str(tmp_path/"run"), "-p", "steps=3"]) == 0
