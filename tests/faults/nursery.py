@@ -82,7 +82,7 @@ def two_views(number: int, world: int, cut) -> dict:
     return {name: value[first:first + cut[rank]] for name, value in rows.items()}
 
 
-def contrast(folder, cut, steps=20, out="", gather=True, **settings):
+def contrast(folder, cut, steps=20, out="", gather=True, kill_at=-1, raise_at=-1, **settings):
     "Train two encoders to agree, with a bank of every sample and a teacher; each process has `cut[rank]` of the 16 samples of a step."
     use_one_thread()
     model = nn.ModuleDict({"a": make(noisy=False), "b": make(noisy=False)})
@@ -106,7 +106,13 @@ def contrast(folder, cut, steps=20, out="", gather=True, **settings):
 
     config = LoopConfig(steps=steps, batch=16, log_every=5, save_every=10, device="cpu", **settings)
     world = int(os.environ.get("WORLD_SIZE", 1))
-    fit(model, lambda number: two_views(number, world, cut), loss, config, Path(folder), callbacks=[Update()], state={"teacher": teacher, "bank_a": banks["a"], "bank_b": banks["b"]},
+
+    def source(number):
+        if number == raise_at: raise RuntimeError(f"batch {number} cannot be read")
+        if number == kill_at: os.kill(os.getpid(), signal.SIGKILL)
+        return two_views(number, world, cut)
+
+    fit(model, source, loss, config, Path(folder), callbacks=[Update()], state={"teacher": teacher, "bank_a": banks["a"], "bank_b": banks["b"]},
         schedules={"lr": Schedule("cosine", start=0.05, steps=60, warmup=5)}, make_optimiser=lambda m: torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9))
     parts = {"model": model, "teacher": teacher, "bank_a": banks["a"], "bank_b": banks["b"]}
     if out: save_tensors(out, {f"{part}.{k}": v for part, m in parts.items() for k, v in m.state_dict().items()})

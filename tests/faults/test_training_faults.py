@@ -258,9 +258,10 @@ def pair(nursery, folder, job="train", seconds=30, each=({}, {}), **arguments) -
     return [nursery.wait(pid, max(until - time.monotonic(), 0.1)) for pid in pids]
 
 
-def test_f27_two_processes_equal_one_on_the_joined_batch(nursery, tmp_path):
+@pytest.mark.parametrize("size, accumulate", [(8, 1), (4, 2)])
+def test_f27_two_processes_equal_one_on_the_joined_batch(nursery, tmp_path, size, accumulate):
     outs = [str(tmp_path/f"rank{r}.safetensors") for r in (0, 1)]
-    codes = pair(nursery, fresh(tmp_path/"two"), noisy=False, size=8, steps=20, each=[dict(out=o) for o in outs])
+    codes = pair(nursery, fresh(tmp_path/"two"), noisy=False, size=size, accumulate=accumulate, steps=20, each=[dict(out=o) for o in outs])
     assert codes == [0, 0], nursery.words()[-3000:]
     assert nursery.run("train", folder=fresh(tmp_path/"one"), noisy=False, size=16, steps=20, out=str(tmp_path/"one.safetensors")) == 0
     one, ranks = load_tensors(tmp_path/"one.safetensors"), [load_tensors(o) for o in outs]
@@ -292,6 +293,18 @@ def test_f27_contrastive_training_on_two_processes_is_that_on_the_joined_batch(n
     for name in one: assert torch.allclose(one[name], ranks[0][name], atol=1e-4), f"{name} differs from one process on the joined batch"
     for a, b in zip(curve, two, strict=True): assert all(a[k] == pytest.approx(b[k], abs=1e-4) for k in a), (a, b)
     assert curve[-1]["in_batch"] < 0.95*curve[0]["in_batch"], "nothing was learnt: the comparison would say nothing"
+
+
+@pytest.mark.parametrize("each", [(dict(), dict(kill_at=27)), (dict(raise_at=26), dict())])
+def test_f27_contrastive_training_that_loses_a_process_ends_and_resumes_with_the_same_bits(nursery, tmp_path, each):
+    whole, curve = contrasted(nursery, tmp_path/"whole", [5, 11])
+    codes = pair(nursery, fresh(tmp_path/"cut"), job="contrast", cut=[5, 11], each=each)
+    assert None not in codes and all(codes), "a process still ran after 30 s, waiting for rows of the other"
+    assert final(tmp_path/"cut")["step"] == 10
+    outs = [str(tmp_path/f"again{r}.safetensors") for r in (0, 1)]
+    assert pair(nursery, tmp_path/"cut", job="contrast", cut=[5, 11], each=[dict(out=o) for o in outs]) == [0, 0], nursery.words()[-3000:]
+    again = [load_tensors(o) for o in outs]
+    assert all(torch.equal(whole[r][k], again[r][k]) for r in (0, 1) for k in whole[0]) and final(tmp_path/"cut")["curve"] == curve
 
 
 def test_f27_without_the_gather_two_processes_train_something_else(nursery, tmp_path, alone):
