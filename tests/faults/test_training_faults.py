@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hclab.core.config import ConfigError
 from hclab.core.io import damage, list_snapshots, load_tensors, read_json, read_manifest
 from hclab.train.checkpoint import CheckpointError
 from hclab.data.loading import Loader
@@ -379,3 +380,9 @@ def test_one_network_spread_over_processes_is_refused_before_anything_begins(tmp
     assert name in capsys.readouterr().err and not (tmp_path/"run").exists()
     monkeypatch.setenv(variable, "false")
     assert launch.main(["hclab.lab.arms:example_arm", "--folder", str(tmp_path/"run"), "-p", "steps=3"]) == 0
+
+
+def test_the_loop_refuses_it_too(monkeypatch):
+    "A script of one's own under `accelerate launch --use_fsdp` never meets the launcher of the house."
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="asks for FSDP"): fit(N.make(), N.batch_at, lambda m, b: {"mse": (m(b["x"]) - b["y"]).square().mean()}, CONFIG)
