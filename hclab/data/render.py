@@ -165,7 +165,7 @@ def _contrast(image:np.ndarray) -> np.ndarray:
         out[tuple(low)] = np.maximum(out[tuple(low)], step); out[tuple(high)] = np.maximum(out[tuple(high)], step)
     return out
 
-# %% ../../nbs/20_data/17_render.ipynb #5f76c1ca
+# %% ../../nbs/20_data/17_render.ipynb #e6b88be7
 def _near_sun(sun:np.ndarray, size:float, k:int) -> np.ndarray:
     "The direction of a point on the sun's disc, one of four."
     side, (a, b) = np.cross(sun, [.3, .5, .81]), ((-.7, -.2), (.2, -.7), (.7, .2), (-.2, .7))[k]
@@ -184,7 +184,7 @@ def render(people:list[Person], camera:Camera, backdrop:Backdrop, rng:np.random.
     image = exposure.develop(radiance(hits, seen, light, sun, clear)).reshape(H, W, 3)
     rank = _contrast(image).ravel()
     fine = np.argsort(-rank, kind="stable")[:int(settings.refine*H*W)]
-    fine = fine[rank[fine] > .02]
+    fine = np.sort(fine[rank[fine] > .02])      # in the picture's order: the backdrop tries neighbours together
     if len(fine):
         total = np.zeros((len(fine), 3), np.float32)
         for k, (dx, dy) in enumerate(((.375, .125), (.875, .375), (.625, .875), (.125, .625))):
