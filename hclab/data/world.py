@@ -27,10 +27,24 @@ from .light import STYLES
 from .looks import LAYERS
 from .render import Picture, Settings, render
 
-# %% ../../nbs/20_data/22_world.ipynb #b61419af
+# %% ../../nbs/20_data/22_world.ipynb #6bda6dc0
 PLACES = ("room", "street", "field")
 SPLITS = dict(train=(0, .7), val=(.7, .8), test=(.8, 1.0))    # shares of identities and of performers
 
+def _check_world(config) -> None:
+    "Raise `ConfigError` for settings that cannot be drawn."
+    for name, known in (("places", (*PLACES, "photo")), ("styles", STYLES), ("actions", ACTIONS)):
+        for given in getattr(config, name):
+            if given not in known: raise ConfigError(f"WorldConfig.{name}: {given!r}; {did_you_mean(given, known)}")
+    if config.split not in SPLITS: raise ConfigError(f"WorldConfig.split={config.split!r}; {did_you_mean(config.split, SPLITS)}")
+    if not 1 <= config.people[0] <= config.people[1] <= 12: raise ConfigError(f"WorldConfig.people={config.people}; give the fewest and the most, from 1 to 12")
+    if min(config.size) < 16 or max(config.size) > 4096: raise ConfigError(f"WorldConfig.size={config.size}; give (height, width) from 16 to 4096 pixels")
+    for name, low, high in (("height", .05, 20), ("scale", .02, 3), ("focal", .3, 20)):
+        a, b = getattr(config, name)
+        if not low <= a <= b <= high: raise ConfigError(f"WorldConfig.{name}={(a, b)}; give two numbers from {low} to {high}, the smaller first")
+    skeleton(config.layout)
+
+# %% ../../nbs/20_data/22_world.ipynb #3fb9312d
 @dataclass(frozen=True)
 class WorldConfig(Config):
     "A world. Raises `ConfigError` for what cannot be drawn."
@@ -55,17 +69,7 @@ class WorldConfig(Config):
     split: str = "train"            # one of SPLITS
     seed: int = 0
 
-    def __post_init__(self):
-        for name, known in (("places", (*PLACES, "photo")), ("styles", STYLES), ("actions", ACTIONS)):
-            for given in getattr(self, name):
-                if given not in known: raise ConfigError(f"WorldConfig.{name}: {given!r}; {did_you_mean(given, known)}")
-        if self.split not in SPLITS: raise ConfigError(f"WorldConfig.split={self.split!r}; {did_you_mean(self.split, SPLITS)}")
-        if not 1 <= self.people[0] <= self.people[1] <= 12: raise ConfigError(f"WorldConfig.people={self.people}; give the fewest and the most, from 1 to 12")
-        if min(self.size) < 16 or max(self.size) > 4096: raise ConfigError(f"WorldConfig.size={self.size}; give (height, width) from 16 to 4096 pixels")
-        for name, low, high in (("height", .05, 20), ("scale", .02, 3), ("focal", .3, 20)):
-            a, b = getattr(self, name)
-            if not low <= a <= b <= high: raise ConfigError(f"WorldConfig.{name}={(a, b)}; give two numbers from {low} to {high}, the smaller first")
-        skeleton(self.layout)
+    def __post_init__(self): _check_world(self)
 
     def of(self, count:int) -> range:
         "Numbers of the split's identities or performers, of `count`."

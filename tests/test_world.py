@@ -1,0 +1,187 @@
+"""The drawn world: what its notes promise of every sample, and of the same sample drawn again."""
+import hashlib
+import multiprocessing
+from dataclasses import replace
+
+import numpy as np
+import open3d as o3d
+import pytest
+import torch
+
+from hclab.core.config import ConfigError
+from hclab.core.sample import validate
+from hclab.data.augment import mirror, warp
+from hclab.data.body import body
+from hclab.data.dress import joints_in
+from hclab.data.world import BEHIND, SETS, World, WorldConfig, draw_sample, draw_scene, ready_made, view_of, visibility
+
+SMALL = replace(SETS["rgbd"], size=(128, 128))
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    "A few scenes of several kinds, with their samples."
+    configs = [SMALL, replace(SETS["crowd"], size=(144, 144)), replace(SETS["depth_pose"], size=(128, 128)), replace(SETS["sports"], size=(128, 128)), replace(SMALL, layout="WHOLEBODY133")]
+    return [(c, i, draw_scene(c, i), validate(draw_sample(c, i))) for c in configs for i in (0, 1)]
+
+
+def digest(sample) -> str:
+    h = hashlib.sha256()
+    for key in sorted(sample):
+        value = sample[key]
+        h.update(key.encode() + (value.numpy().tobytes() if isinstance(value, torch.Tensor) else repr({k: v.tolist() for k, v in value.items()} if isinstance(value, dict) else value).encode()))
+    return h.hexdigest()
+
+
+def _digest_of(index): return digest(draw_sample(SMALL, index))
+
+
+# ------------------------------------------------------------------------------------------------ ground truth
+def test_all_maps_agree_on_who_is_where(scenes):
+    for _, _, _, s in scenes:
+        somebody = s["instance_ids"] > 0
+        assert ((s["body_parts"] > 0) == somebody).all() and ((s["garments"] > 0) == somebody).all() and ((s["iuv"][0] > 0) == somebody).all()
+        assert somebody.any() and int(s["instance_ids"].max()) <= len(s["boxes"])
+
+
+def test_visible_joints_project_into_their_persons_mask(scenes):
+    inside = total = 0
+    for c, _, _, s in scenes:
+        H, W = c.size
+        for n in range(len(s["joints2d"])):
+            mask = (s["instance_ids"] == n + 1).numpy()
+            for (x, y), v in zip(s["joints2d"][n].numpy(), s["visibility"][n]):
+                if v != 2: continue
+                x0, y0 = int(x), int(y)
+                total += 1
+                inside += bool(mask[max(y0 - 1, 0):y0 + 2, max(x0 - 1, 0):x0 + 2].any())
+    assert total > 150 and inside/total > .95, f"{inside} of {total} visible joints lie on their person (one pixel of tolerance)"
+
+
+def test_joints2d_are_the_projection_of_joints3d(scenes):
+    for _, _, scene, s in scenes:
+        K = s["camera"]["K"].double()
+        image = s["joints3d"].double() @ K.T
+        assert torch.allclose(image[..., :2]/image[..., 2:], s["joints2d"].double(), atol=2e-2)
+
+
+def test_depth_lies_on_the_mesh(scenes):
+    for c, _, scene, s in scenes:
+        if c.sensor_depth: continue
+        H, W = c.size
+        for k, actor in enumerate(scene.actors[:2]):
+            y, x = np.nonzero(scene.picture.instance_ids == k + 1)
+            if len(x) < 20: continue
+            K, z = scene.camera.K.numpy(), scene.picture.depth[y, x].astype(np.float64)
+            local = np.stack([(x + .5 - K[0, 2])/K[0, 0]*z, (y + .5 - K[1, 2])/K[1, 1]*z, z], 1)
+            world = scene.camera.to_world(torch.from_numpy(local)).numpy().astype(np.float32)
+            mesh = o3d.t.geometry.RaycastingScene(nthreads=1)
+            mesh.add_triangles(o3d.core.Tensor(actor.person.vertices), o3d.core.Tensor(actor.person.outfit.triangles.astype(np.uint32)))
+            assert mesh.compute_distance(o3d.core.Tensor(world)).numpy().max() < 1e-3
+
+
+def test_boxes_hold_their_masks_and_meshes(scenes):
+    for c, _, scene, s in scenes:
+        for n, actor in enumerate(scene.actors):
+            y, x = (s["instance_ids"] == n + 1).nonzero(as_tuple=True)
+            if len(x):
+                x1, y1, x2, y2 = s["visible_boxes"][n].tolist()
+                assert (x1, y1, x2, y2) == (x.min(), y.min(), x.max() + 1, y.max() + 1)
+                bx1, by1, bx2, by2 = s["boxes"][n].tolist()
+                assert bx1 <= x1 + 1 and by1 <= y1 + 1 and bx2 >= x2 - 1 and by2 >= y2 - 1
+
+
+def test_left_stays_left_in_a_mirror(scenes):
+    for c, _, _, s in [x for x in scenes if len(x[3]["boxes"]) == 1][:4]:
+        H, W = c.size
+        flipped = warp(s, mirror(W), (H, W))
+        names_left = lambda t: {k: int(((t["body_parts"] == k)).sum()) for k in (4, 5, 6, 1, 2, 3)}
+        a, b = names_left(s), names_left(flipped)
+        assert (a[4], a[5], a[6]) == (b[1], b[2], b[3]) and (a[1], a[2], a[3]) == (b[4], b[5], b[6])
+        assert torch.allclose(warp(flipped, mirror(W), (H, W))["joints2d"], s["joints2d"], atol=1e-3)
+
+
+def test_the_face_is_seen_from_the_front_and_not_from_the_back():
+    for azimuth, view in (((0, 0), "front"), ((90, 90), "left side"), ((180, 180), "back"), ((270, 270), "right side")):
+        config = replace(SMALL, azimuth=azimuth, actions=("idle",), height=(1.2, 1.6))
+        scene = draw_scene(config, 3)
+        assert view_of(scene.actors[0], scene.camera) == view
+        s = draw_sample(config, 3)
+        nose, left, right = s["visibility"][0, 0], s["joints2d"][0, 5, 0], s["joints2d"][0, 6, 0]
+        if view == "front": assert nose == 2 and left > right
+        if view == "back": assert nose == 1 and left < right
+
+
+# ------------------------------------------------------------------------------------------------ the same again
+def test_the_same_bytes_whoever_draws():
+    here = [_digest_of(i) for i in (0, 5)]
+    with multiprocessing.get_context("spawn").Pool(2) as pool: there = pool.map(_digest_of, [0, 5])
+    assert here == there and here[0] != here[1]
+    world = World(SMALL, length=6)
+    assert digest(world[5]) == here[1] and digest(world[0]) == here[0], "no order, no state"
+    with pytest.raises(IndexError): world[6]
+
+
+def test_settings_change_what_they_name():
+    base = draw_sample(SMALL, 2)
+    assert digest(draw_sample(replace(SMALL, seed=1), 2)) != digest(base) and digest(draw_sample(replace(SMALL, split="test"), 2)) != digest(base)
+    sensed = draw_sample(replace(SMALL, sensor_depth=True), 2)
+    assert torch.equal(sensed["image"], base["image"]) and not torch.equal(sensed["depth"], base["depth"])
+    other = draw_sample(replace(SMALL, layout="H36M17"), 2)
+    assert other["joints2d"].shape[1] == 17 and torch.equal(other["image"], base["image"])
+    noisy = draw_sample(replace(SMALL, label_noise=.5), 2)
+    assert not torch.equal(noisy["attributes"], base["attributes"]) and torch.equal(noisy["image"], base["image"])
+
+
+def test_a_missing_modality_is_a_missing_key():
+    config = replace(SMALL, missing=1.0)
+    missing = [{"image", "depth"} - set(draw_sample(config, i)) for i in range(6)]
+    assert all(len(m) == 1 for m in missing) and len({next(iter(m)) for m in missing}) == 2
+
+
+def test_splits_share_nobody():
+    of = {split: (set(WorldConfig(split=split).of(1000)), set(WorldConfig(split=split).of(40))) for split in ("train", "val", "test")}
+    for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
+        assert not of[a][0] & of[b][0] and not of[a][1] & of[b][1]
+    assert sum(len(v[0]) for v in of.values()) == 1000
+
+
+@pytest.mark.parametrize("name", list(SETS))
+def test_ready_made_sets_keep_the_contract(name):
+    small = ready_made(name, size=tuple(s//2 for s in SETS[name].size))
+    s = validate(draw_sample(small, 7))
+    assert s["skeleton"] == small.layout and small.people[0] <= len(s["joints2d"]) <= small.people[1] and s["caption"]
+    if name in ("person_crops", "reid"): assert .6 < (s["boxes"][0, 3] - s["boxes"][0, 1])/small.size[0] < 1.3
+
+
+def test_people_of_a_crowd_do_not_stand_in_each_other():
+    scene = draw_scene(replace(SETS["crowd"], size=(64, 64), people=(6, 6)), 0)
+    middles = np.array([(a.person.vertices[:, :2].min(0) + a.person.vertices[:, :2].max(0))/2 for a in scene.actors])
+    apart = np.linalg.norm(middles[:, None] - middles[None], axis=-1)[np.triu_indices(6, 1)]
+    assert len(scene.actors) == 6 and apart.min() > .7
+
+
+def test_visibility_by_hand():
+    depth = np.full((10, 10), 2.0, np.float32); depth[:, 5:] = 1.0; depth[0] = 0
+    joints = np.array([[0, 0, 2.0], [0, 0, 2.05], [0, 0, 2.0], [0, 0, 1.0 + BEHIND*.9], [0, 0, 5.0], [0, 0, -1.0], [0, 0, 1.5]])
+    pixels = np.array([[2.5, 5.5], [2.5, 5.5], [7.5, 5.5], [7.5, 5.5], [3.2, .5], [3.0, 5.0], [-1.0, 5.0]])
+    assert visibility(joints, pixels, depth).tolist() == [2, 2, 1, 2, 2, 0, 0]
+
+
+def test_joints_of_all_layouts_are_those_of_the_posed_body():
+    scene = draw_scene(SMALL, 1)
+    for layout in ("COCO17", "H36M17", "NTU25", "WHOLEBODY133"):
+        joints = joints_in(body(), scene.actors[0].person, layout)
+        low, high = scene.actors[0].person.vertices.min(0), scene.actors[0].person.vertices.max(0)
+        assert (joints > low - .05).all() and (joints < high + .05).all()
+
+
+@pytest.mark.parametrize("wrong, says", [
+    (dict(split="tset"), "did you mean"), (dict(people=(0, 2)), "from 1 to 12"), (dict(people=(3, 2)), "from 1 to 12"), (dict(size=(8, 8)), "from 16 to 4096"), (dict(scale=(.9, .1)), "the smaller first"),
+    (dict(places=("mars",)), "WorldConfig.places"), (dict(styles=("noon",)), "WorldConfig.styles"), (dict(actions=("fly",)), "WorldConfig.actions"), (dict(layout="COCO18"), "unknown skeleton"), (dict(height=(-1, 2)), "WorldConfig.height")])
+def test_what_cannot_be_drawn_is_said(wrong, says):
+    with pytest.raises(ValueError, match=says): WorldConfig(**wrong)
+
+
+def test_an_unknown_set_is_said():
+    with pytest.raises(ConfigError, match="no set 'rgb'"): ready_made("rgb")
