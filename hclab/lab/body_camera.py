@@ -44,13 +44,13 @@ from ..viz.dense import depth_image, depth_range, iuv_image, label_image
 from ..viz.strip import MARGIN, strip_sheet
 from ..viz.style import BAD, INK, SIDES
 
-# %% ../../nbs/80_lab/10d_body_camera.ipynb #de006c5d
+# %% ../../nbs/80_lab/10d_body_camera.ipynb #eb3efbc6
 class ShotError(ConfigError):
     "Something that cannot be photographed or saved: an unknown action or place, a camera under the floor or in a cupboard, a file name with another ending."
 
 PLACES = ("room", "street", "field", "photo")
 FRAMES, RATE = 60, 25     # of a clip; frames a second
-RANGES = dict(performer=(0, 39), frame=(0, FRAMES - 1), azimuth=(0, 360), height=(.2, 2.4), distance=(1.0, 3.6), focal=(.6, 4.0), hour=(6, 18), seed=(0, 10**6), person=(0, 10**6))
+RANGES = dict(performer=(0, 39), frame=(0, FRAMES - 1), azimuth=(0, 360), height=(.2, 2.4), distance=(1.0, 3.2), focal=(.6, 4.0), hour=(6, 18), seed=(0, 10**6), person=(0, 10**6))
 UNITS = dict(azimuth="degrees", height="metres over the floor", distance="metres", focal="heights of the picture", hour="o'clock")
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class Shot:
     frame: int = 24
     azimuth: float = 30.0    # degrees round the person: 0 sees the face, 90 the person's left side
     height: float = 1.4      # metres of the camera over the floor
-    distance: float = 3.2    # metres over the floor
-    focal: float = 1.5       # in heights of the picture
+    distance: float = 2.8    # metres over the floor
+    focal: float = 1.35      # in heights of the picture
     place: str = "room"
     style: str = "day"
     hour: float = 10.0       # the sun, or the lamp, goes from the person's left at 6 over their front at 12 to their right at 18
@@ -85,8 +85,8 @@ def shot_of(person:int,     # number of the drawn city
     who = identity(person)
     return Shot(who.shape, who.look, person=person, **changes)
 
-# %% ../../nbs/80_lab/10d_body_camera.ipynb #769313f4
-HOME, REACH = (0.0, -.3, 2.3), 4.2     # from where a place is drawn: nearly its middle, so that no side is the back; metres kept free
+# %% ../../nbs/80_lab/10d_body_camera.ipynb #d1149726
+HOME, REACH = (0.0, -.3, 2.3), 3.6     # from where a place is drawn: nearly its middle, so that no side is the back; metres kept free
 
 def sun_at(hour:float, place:str, style:str) -> np.ndarray:
     "(3,) unit vector towards the sun or the lamp."
@@ -299,18 +299,17 @@ def shot_sheet(samples, captions=None, size:float=1.45):
     "A matplotlib figure with the six panels of each sample in a row."
     return strip_sheet(list(samples), PANELS, size=size, captions=captions)
 
-# %% ../../nbs/80_lab/10d_body_camera.ipynb #d2ca0e55
-def _row(name:str, value:str) -> str: return f'<tr><th style="text-align:left;padding:0 10px 0 0;vertical-align:top">{name}</th><td style="font-family:monospace;white-space:pre">{value}</td></tr>'
+# %% ../../nbs/80_lab/10d_body_camera.ipynb #492e36d5
+def _block(name:str, value:str) -> str: return f'<div><b>{name}</b><pre style="margin:0;font-size:11px;line-height:1.3;background:none">{value}</pre></div>'
 
 def numbers(sample:dict) -> str:
-    "K, R, t, where the camera stands, boxes and joints as an HTML table."
-    from html import escape
-    matrix = lambda m, digits: "\n".join("  ".join(f"{v:8.{digits}f}" for v in row) for row in np.atleast_2d(np.asarray(m)))
-    camera, seen = sample["camera"], sample["visibility"][0]
-    eye, state = -(camera["R"].T @ camera["t"]), {n: int((seen == n).sum()) for n in (2, 1, 0)}
-    rows = {"K (px)": matrix(camera["K"], 1), "R": matrix(camera["R"], 3), "t (m)": matrix(camera["t"], 3), "camera stands at (m)": matrix(eye, 2), "box (px)": matrix(sample["boxes"], 1), "visible box (px)": matrix(sample["visible_boxes"], 1),
-            "joints": f"{state[2]} seen, {state[1]} hidden, {state[0]} outside; the nearest {float(sample['joints3d'][0, :, 2].min()):.2f} m, the farthest {float(sample['joints3d'][0, :, 2].max()):.2f} m", "caption": escape(sample["caption"])}
-    return f'<table class="hclab-numbers" style="font-size:12px;line-height:1.35;border-collapse:collapse">{"".join(_row(k, v) for k, v in rows.items())}</table>'
+    "K, R, t, where the camera stands, boxes and joints as HTML, block beside block."
+    matrix = lambda m, digits: "\n".join(" ".join(f"{v + 0.0:7.{digits}f}" for v in row) for row in np.round(np.atleast_2d(np.asarray(m)), digits))
+    camera, seen, far = sample["camera"], sample["visibility"][0], sample["joints3d"][0, :, 2]
+    eye = -(camera["R"].T @ camera["t"])
+    blocks = {"K (px)": matrix(camera["K"], 1), "R": matrix(camera["R"], 3), "t (m)": matrix(camera["t"][:, None], 3), "camera stands at (m)": matrix(eye[:, None], 2), "box, visible box (px)": matrix(torch.stack([sample["boxes"][0], sample["visible_boxes"][0]]).T, 1),
+              "joints": f"{int((seen == 2).sum())} seen\n{int((seen == 1).sum())} hidden\n{int((seen == 0).sum())} outside\n{float(far.min()):.2f} to {float(far.max()):.2f} m"}
+    return f'<div class="hclab-numbers" style="display:flex;flex-wrap:wrap;gap:2px 22px;font-size:12px;line-height:1.5">{"".join(_block(k, v) for k, v in blocks.items())}</div>'
 
 def save_sample(sample:dict, path:Path|str) -> Path:
     "Write a sample as `.npz` (every key an array, the camera's as `camera.K` and so on; nothing pickled) or the sheet of its panels as `.png`. Raises `ShotError` for another ending."
@@ -326,12 +325,12 @@ def save_sample(sample:dict, path:Path|str) -> Path:
     atomic_write(path, out.getvalue())
     return path
 
-# %% ../../nbs/80_lab/10d_body_camera.ipynb #2d72fae1
+# %% ../../nbs/80_lab/10d_body_camera.ipynb #a589e735
 CHOICES = {"look.top": TOPS, "look.top_colour": CLOTH, "look.pattern": PATTERNS, "look.top_second": CLOTH, "look.bottom": BOTTOMS, "look.bottom_colour": CLOTH, "look.shoes": CLOTH, "look.hair": HAIRCUTS, "look.hair_colour": HAIR,
            "action": ACTIONS, "place": PLACES, "style": STYLES}
 SLIDERS = {**{f"shape.{name}": (0, 1, .01) for name in ("female", "age", "height", "weight", "muscle")}, "look.skin": (0, 1, .01), "performer": (0, 39, 1), "frame": (0, FRAMES - 1, 1), "azimuth": (0, 360, 5), "height": (.2, 2.4, .05),
-           "distance": (1.0, 3.6, .05), "focal": (.6, 4.0, .05), "hour": (6, 18, .25), "seed": (0, 40, 1)}
-WORDS = {"look.top_colour": "its colour", "look.top_second": "with", "look.bottom_colour": "its colour", "look.hair_colour": "its colour", "azimuth": "azimuth (°)", "height": "height (m)", "distance": "distance (m)", "focal": "focal length", "hour": "hour", "seed": "another place", "style": "light"}
+           "distance": (1.0, 3.2, .05), "focal": (.6, 4.0, .05), "hour": (6, 18, .25), "seed": (0, 40, 1)}
+WORDS = {"look.top_colour": "its colour", "look.top_second": "with", "look.bottom_colour": "its colour", "look.hair_colour": "its colour", "azimuth": "azimuth (°)", "height": "height (m)", "distance": "distance (m)", "focal": "focal length", "hour": "hour", "seed": "which one", "style": "light"}
 GROUPS = {"Person": [n for n in SLIDERS if n.startswith("shape.")] + ["look.skin"], "Clothes": [n for n in CHOICES if n.startswith("look.")], "Motion": ["action", "performer", "frame"], "Light": ["place", "seed", "style", "hour"],
           "Camera": ["azimuth", "height", "distance", "focal"]}
 
@@ -354,7 +353,7 @@ def _controls(w, s:Shot) -> dict:
         out[name] = (w.IntSlider if whole else w.FloatSlider)(value_of(s, name), min=low, max=high, step=step, description=WORDS.get(name, name.split(".")[-1]), layout=wide, style=words, **({} if whole else dict(readout_format=".2f")))
     return out
 
-# %% ../../nbs/80_lab/10d_body_camera.ipynb #e490f8c0
+# %% ../../nbs/80_lab/10d_body_camera.ipynb #6386871a
 RESTS = .35     # seconds without a change after which the careful picture is made
 
 class BodyCamera:
@@ -368,7 +367,7 @@ class BodyCamera:
         self.c = _controls(w, self.shot)
         self.images = {panel: w.Image(format="svg+xml", layout=w.Layout(width="100%", min_width="0", margin="0")) for panel in PANELS}
         self.says, self.table = w.HTML(layout=w.Layout(min_height="30px")), w.HTML()
-        self.groups = w.ToggleButtons(options=[g for g in GROUPS if g != "Camera"], value="Person", style={"button_width": "69px"}, tooltips=["who it is", "what they wear", "what they do", "where, and when"])
+        self.groups = w.ToggleButtons(options=[g for g in GROUPS if g != "Camera"], value="Person", style={"button_width": "70px"}, layout=w.Layout(margin="6px 0 2px 0"), tooltips=["who it is", "what they wear", "what they do", "where, and when"])
         self.play = w.Play(value=self.shot.frame, min=0, max=FRAMES - 1, step=3, interval=500, repeat=True, show_repeat=False, layout=w.Layout(width="110px"))
         self.buttons = {name: w.Button(description=name, layout=w.Layout(width="149px")) for name in ("another person", "save")}
         self.name, self.numbers = w.Text("mine.npz", layout=w.Layout(width="149px")), w.ToggleButton(False, description="show the numbers", layout=w.Layout(width="149px"))
@@ -377,11 +376,11 @@ class BodyCamera:
         self.rest()
 
     def _layout(self, w):
-        "Left: controls by group, the camera, buttons. Right: six panels, numbers under them."
-        head = lambda text: w.HTML(f"<b>{text}</b>", layout=w.Layout(margin="4px 0 0 2px"))
+        "Left: the camera, controls by group, buttons. Right: six panels, numbers under them."
+        head = lambda text: w.HTML(f"<b>{text}</b>", layout=w.Layout(margin="0 0 0 2px"))
         self.boxes = {group: w.VBox([*(self.c[n] for n in names), *([self.play] if group == "Motion" else [])]) for group, names in GROUPS.items()}
         b = self.buttons
-        left = w.VBox([self.groups, *(self.boxes[g] for g in GROUPS if g != "Camera"), head("Camera"), self.boxes["Camera"], w.HBox([b["another person"], self.numbers]), w.HBox([self.name, b["save"]])], layout=w.Layout(flex="0 0 auto", width="312px"))
+        left = w.VBox([head("Camera"), self.boxes["Camera"], self.groups, *(self.boxes[g] for g in GROUPS if g != "Camera"), w.HBox([b["another person"], self.numbers]), w.HBox([self.name, b["save"]])], layout=w.Layout(flex="0 0 auto", width="312px"))
         panels = w.GridBox(list(self.images.values()), layout=w.Layout(grid_template_columns="repeat(3, minmax(0, 1fr))", grid_gap="6px 8px", width="100%", max_width="920px"))
         return w.VBox([self.says, w.HBox([left, w.VBox([panels, self.table], layout=w.Layout(flex="1 1 auto", min_width="0", margin="0 0 0 8px"))])])
 
