@@ -23,6 +23,12 @@ def opened(lab, page, name):
     return app, says, app.locator("img.widget-image")
 
 
+def choose(app, label, value):
+    "Choose in the visible list called `label`."
+    named = app.page.locator(".widget-label", has_text=re.compile(f"^{label}$"))
+    app.locator(".widget-dropdown:visible").filter(has=named).locator("select").first.select_option(value)
+
+
 def sources(images): return [image.get_attribute("src") for image in images.all()]
 
 
@@ -43,14 +49,14 @@ def test_six_panels_follow_each_control(lab, page):
 
     app.get_by_role("button", name="Clothes", exact=True).click()
     parts, photo = pixels(images.nth(3)), pixels(images.first)
-    app.locator("select:visible").nth(1).select_option("yellow")
+    choose(app, "its colour", "yellow")
     wait_for_text(says, "yellow")
     wait_for_text(says, SHOWN)
     wait_until(page, lambda: share_changed(photo, pixels(images.first)) > .01, "another colour is seen")
     assert share_changed(parts, pixels(images.nth(3))) < .002, "and is no other body"
 
     app.get_by_role("button", name="Motion", exact=True).click()
-    app.locator("select:visible").first.select_option("squat")
+    choose(app, "action", "squat")
     wait_for_text(says, "squat")
     set_slider(page, "frame", 40)
     wait_for_text(says, SHOWN)
