@@ -9,10 +9,13 @@ __all__ = ['PLACES', 'FRAMES', 'RATE', 'RANGES', 'UNITS', 'HOME', 'REACH', 'QUIC
            'picture', 'sample', 'depth_span', 'pixels_of', 'skeleton_lines', 'panel_svg', 'shot_sheet', 'numbers',
            'save_sample', 'value_of', 'with_value', 'BodyCamera', 'rest', 'body_camera']
 
-# %% ../../nbs/80_lab/10d_body_camera.ipynb #cf23a23b
-import math
+# %% ../../nbs/80_lab/10d_body_camera.ipynb #eee26005
+import math, os
+
+os.environ.setdefault("OPEN3D_DISABLE_WEB_VISUALIZER", "true")     # else Open3D writes three lines over the app when it is first imported
+
 from collections import Counter, OrderedDict, defaultdict
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -299,17 +302,17 @@ def shot_sheet(samples, captions=None, size:float=1.45):
     "A matplotlib figure with the six panels of each sample in a row."
     return strip_sheet(list(samples), PANELS, size=size, captions=captions)
 
-# %% ../../nbs/80_lab/10d_body_camera.ipynb #492e36d5
+# %% ../../nbs/80_lab/10d_body_camera.ipynb #e8af088c
 def _block(name:str, value:str) -> str: return f'<div><b>{name}</b><pre style="margin:0;font-size:11px;line-height:1.3;background:none">{value}</pre></div>'
 
 def numbers(sample:dict) -> str:
-    "K, R, t, where the camera stands, boxes and joints as HTML, block beside block."
+    "K, R, t, the place of the camera, boxes and joints as HTML, block beside block."
     matrix = lambda m, digits: "\n".join(" ".join(f"{v + 0.0:7.{digits}f}" for v in row) for row in np.round(np.atleast_2d(np.asarray(m)), digits))
     camera, seen, far = sample["camera"], sample["visibility"][0], sample["joints3d"][0, :, 2]
     eye = -(camera["R"].T @ camera["t"])
-    blocks = {"K (px)": matrix(camera["K"], 1), "R": matrix(camera["R"], 3), "t (m)": matrix(camera["t"][:, None], 3), "camera stands at (m)": matrix(eye[:, None], 2), "box, visible box (px)": matrix(torch.stack([sample["boxes"][0], sample["visible_boxes"][0]]).T, 1),
+    blocks = {"K (px)": matrix(camera["K"], 1), "R": matrix(camera["R"], 3), "t (m)": matrix(camera["t"][:, None], 3), "camera at (m)": matrix(eye[:, None], 2), "box, visible box (px)": matrix(torch.stack([sample["boxes"][0], sample["visible_boxes"][0]]).T, 1),
               "joints": f"{int((seen == 2).sum())} seen\n{int((seen == 1).sum())} hidden\n{int((seen == 0).sum())} outside\n{float(far.min()):.2f} to {float(far.max()):.2f} m"}
-    return f'<div class="hclab-numbers" style="display:flex;flex-wrap:wrap;gap:2px 22px;font-size:12px;line-height:1.5">{"".join(_block(k, v) for k, v in blocks.items())}</div>'
+    return f'<div class="hclab-numbers" style="display:flex;flex-wrap:wrap;gap:2px 18px;font-size:12px;line-height:1.5">{"".join(_block(k, v) for k, v in blocks.items())}</div>'
 
 def save_sample(sample:dict, path:Path|str) -> Path:
     "Write a sample as `.npz` (every key an array, the camera's as `camera.K` and so on; nothing pickled) or the sheet of its panels as `.png`. Raises `ShotError` for another ending."

@@ -67,7 +67,7 @@ def test_six_panels_follow_each_control(lab, page):
     wait_for_text(says, SHOWN)
     wait_until(page, lambda: says.inner_text().split("(")[0] != words.split("(")[0], "somebody else")
     app.get_by_role("button", name="show the numbers", exact=True).click()
-    wait_for_text(app.locator(".hclab-numbers"), "camera stands at")
+    wait_for_text(app.locator(".hclab-numbers"), "camera at")
 
 
 def test_play_keyboard_files_and_mistakes(lab, page):
