@@ -246,7 +246,7 @@ def baseline(accept:Annotated[str, typer.Option(help="Notebook whose numbers are
 # %% ../../nbs/80_lab/11_cli.ipynb #4ae6073b
 PREDICT = {"lift3d": "lift a recorded motion, or 2D joints"}  # task -> what it does; a new method adds its line here
 
-# %% ../../nbs/80_lab/11_cli.ipynb #d6257501
+# %% ../../nbs/80_lab/11_cli.ipynb #c9ac37ad
 @app.command()
 def predict(file:Annotated[Path, typer.Argument(help="A recording (walk.bvh), or 2D joints: .json of COCO, OpenPose or plain, or .npz; 80_lab/08b_poses2d has the formats.")],
             task:Annotated[str, typer.Option(help="lift3d")],
@@ -255,16 +255,15 @@ def predict(file:Annotated[Path, typer.Argument(help="A recording (walk.bvh), or
             width:Annotated[int | None, typer.Option(help="For 2D joints: width of the picture in pixels, where the file does not say it.")]=None,
             height:Annotated[int | None, typer.Option(help="For 2D joints: its height.")]=None,
             complete_only:Annotated[bool, typer.Option("--complete-only", help="For 2D joints: leave out poses that lack a joint.")]=False,
-            checkpoint:Annotated[Path | None, typer.Option(help="A safetensors file; default: the network of the package.")]=None,
-            method:Annotated[str, typer.Option(help="Of the checkpoint: martinez, semgcn, lcn or global_node_gcn.")]="martinez",
+            checkpoint:Annotated[Path | None, typer.Option(help="A safetensors file of your own; default: the method's network of the package.")]=None,
+            method:Annotated[str, typer.Option(help="martinez, semgcn, lcn or global_node_gcn.")]="martinez",
             out:Annotated[Path, typer.Option(help="Folder of the picture and the numbers.")]=Path("runs/predict")):
     "Apply a trained network to a file; write a picture and the numbers."
     from hclab.core.config import ConfigError, did_you_mean
     if task not in PREDICT: raise ConfigError(f"unknown task {task!r}; {did_you_mean(task, PREDICT)}")
     if (width is None) != (height is None): raise Usage("give both --width and --height")
-    if checkpoint is None and method != "martinez": raise Usage(f"the network of the package is a martinez; for {method} give its --checkpoint")
-    from hclab.lab.predict import FILES2D, load_lifter
-    flat, model = file.suffix.lower() in FILES2D, load_lifter(checkpoint, method) if checkpoint else None
+    from hclab.lab.predict import FILES2D, load_lifter, load_pretrained
+    flat, model = file.suffix.lower() in FILES2D, load_lifter(checkpoint, method) if checkpoint else load_pretrained(f"{method}-h36m16")
     if flat and camera is not None: raise Usage("--camera is for recordings in 3D; 2D joints have been seen by a camera already")
     if not flat and (layout or width or complete_only): raise Usage(f"--layout, --width, --height and --complete-only are for 2D joints ({', '.join(FILES2D)})")
     return _predict2d(file, out, layout, (height, width) if width else None, model, complete_only) if flat else _predict_recording(file, out, camera or "S9/54138969", model)
