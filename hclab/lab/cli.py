@@ -246,7 +246,7 @@ def baseline(accept:Annotated[str, typer.Option(help="Notebook whose numbers are
 # %% ../../nbs/80_lab/11_cli.ipynb #4ae6073b
 PREDICT = {"lift3d": "lift a recorded motion, or 2D joints"}  # task -> what it does; a new method adds its line here
 
-# %% ../../nbs/80_lab/11_cli.ipynb #c9ac37ad
+# %% ../../nbs/80_lab/11_cli.ipynb #a7df00ff
 @app.command()
 def predict(file:Annotated[Path, typer.Argument(help="A recording (walk.bvh), or 2D joints: .json of COCO, OpenPose or plain, or .npz; 80_lab/08b_poses2d has the formats.")],
             task:Annotated[str, typer.Option(help="lift3d")],
@@ -262,7 +262,8 @@ def predict(file:Annotated[Path, typer.Argument(help="A recording (walk.bvh), or
     from hclab.core.config import ConfigError, did_you_mean
     if task not in PREDICT: raise ConfigError(f"unknown task {task!r}; {did_you_mean(task, PREDICT)}")
     if (width is None) != (height is None): raise Usage("give both --width and --height")
-    from hclab.lab.predict import FILES2D, load_lifter, load_pretrained
+    from hclab.lab.predict import FILES2D, PRETRAINED, load_lifter, load_pretrained
+    if checkpoint is None and f"{method}-h36m16" not in PRETRAINED: raise Usage(f"no trained {method} comes with the package; give its --checkpoint")
     flat, model = file.suffix.lower() in FILES2D, load_lifter(checkpoint, method) if checkpoint else load_pretrained(f"{method}-h36m16")
     if flat and camera is not None: raise Usage("--camera is for recordings in 3D; 2D joints have been seen by a camera already")
     if not flat and (layout or width or complete_only): raise Usage(f"--layout, --width, --height and --complete-only are for 2D joints ({', '.join(FILES2D)})")
