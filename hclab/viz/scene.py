@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PALETTE', 'LIGHT', 'Cloud', 'depth_points', 'Mesh', 'decimate', 'frustum', 'scene_figure']
 
-# %% ../../nbs/10_viz/09_scene.ipynb #8d3d9418
+# %% ../../nbs/10_viz/09_scene.ipynb #a0af8018
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from .dense import check_depth
 from .skeleton2d import as_skeleton, check_joints, image_array
 from .skeleton3d import LEGEND, UP, _floor_trace, _pose_traces, _scene, cube, to_plot_axes
-from .style import INK, plotly_template, rgb, to_numpy
+from .style import INK, hex_colour, plotly_template, to_numpy
 
 # %% ../../nbs/10_viz/09_scene.ipynb #93d52f92
 @dataclass(frozen=True, eq=False)
@@ -122,7 +122,7 @@ def decimate(mesh:Mesh, most:int=4000 # faces
         else: high = middle
     return _cluster(mesh, high)
 
-# %% ../../nbs/10_viz/09_scene.ipynb #4b6e5ef7
+# %% ../../nbs/10_viz/09_scene.ipynb #b076bb74
 PALETTE = 96    # colours a trace
 
 def _palette(colours:np.ndarray) -> tuple[np.ndarray, list]:
@@ -132,7 +132,7 @@ def _palette(colours:np.ndarray) -> tuple[np.ndarray, list]:
     small = pixels.quantize(min(PALETTE, max(2, len(np.unique(colours, axis=0)))))
     index = np.asarray(small)[0]
     table = np.asarray(small.getpalette()[:3*(int(index.max()) + 1)]).reshape(-1, 3)
-    scale = [[i/max(len(table) - 1, 1), "#%02X%02X%02X" % tuple(c)] for i, c in enumerate(table)]
+    scale = [[i/max(len(table) - 1, 1), hex_colour(c/255)] for i, c in enumerate(table)]
     return index, scale if len(scale) > 1 else [[0, scale[0][1]], [1, scale[0][1]]]
 
 def _xyz(points) -> dict[str, np.ndarray]:
