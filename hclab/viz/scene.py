@@ -97,16 +97,21 @@ def _colour_rows(colours, count, name) -> np.ndarray:
     if len(array) and not (array.min() >= -1e-6 and array.max() <= 1 + 1e-6): raise ValueError(f"colours of {name!r} lie in [0,1], got {array.min():.3g} to {array.max():.3g}")
     return array
 
-# %% ../../nbs/10_viz/09_scene.ipynb #ac12fb50
+# %% ../../nbs/10_viz/09_scene.ipynb #08aaa7ca
+def _cells(vertices, cell:float) -> np.ndarray:
+    "The number of the grid cell (V,) of each vertex."
+    at = np.floor((vertices - vertices.min(0))/cell).astype(np.int64)
+    size = at.max(0) + 1
+    return (at[:, 0]*size[1] + at[:, 1])*size[2] + at[:, 2]
+
 def _cluster(mesh:Mesh, cell:float) -> Mesh:
-    "The mesh with one vertex a cell of a grid."
-    keys = np.floor((mesh.vertices - mesh.vertices.min(0))/cell).astype(np.int64)
-    _, first, inverse, count = np.unique(keys, axis=0, return_index=True, return_inverse=True, return_counts=True)
-    inverse = inverse.reshape(-1)
+    "The mesh with one vertex a cell of a grid, and each triangle once."
+    _, first, inverse, count = np.unique(_cells(mesh.vertices, cell), return_index=True, return_inverse=True, return_counts=True)
     mean = np.stack([np.bincount(inverse, mesh.vertices[:, k]) for k in range(3)], 1)/count[:, None]
     faces = inverse[mesh.faces]
     faces = faces[(faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 0] != faces[:, 2])]
-    _, once = np.unique(np.sort(faces, axis=1), axis=0, return_index=True)
+    a, b, c = np.sort(faces, axis=1).T.astype(np.int64)
+    _, once = np.unique((a*len(mean) + b)*len(mean) + c, return_index=True)
     colours = mesh.colours if isinstance(mesh.colours, str) else mesh.colours[first]
     return Mesh(mean, faces[np.sort(once)], colours, mesh.name, mesh.opacity)
 
@@ -115,9 +120,10 @@ def decimate(mesh:Mesh, most:int=4000 # faces
     "The mesh with at most so many faces, by merging vertices that are close; itself where it has no more."
     if most < 1: raise ValueError(f"most={most}; at least one face has to stay")
     if len(mesh.faces) <= most: return mesh
-    low, high = 0.0, float(np.ptp(mesh.vertices, axis=0).max())
-    for _ in range(24):
-        middle = (low + high)/2
+    high = 1.01*float(np.ptp(mesh.vertices, axis=0).max())      # one cell for all of it
+    low = high/2000
+    for _ in range(18):
+        middle = (low*high)**0.5
         if len(_cluster(mesh, middle).faces) > most: low = middle
         else: high = middle
     return _cluster(mesh, high)
