@@ -264,6 +264,14 @@ def test_the_sample_that_does_not_fit_is_named(sample):
     assert not plt.get_fignums(), "no half-drawn figure stays open"
 
 
+def test_depth_of_a_strip_spans_the_people_and_a_margin(sample):
+    person = sample["instance_ids"].numpy() > 0
+    near, far = np.percentile(sample["depth"][0].numpy()[person], (1, 99))
+    for s, (low, high) in ((sample, (near - 0.2, far + 0.8)), ({"depth": sample["depth"]}, np.percentile(sample["depth"].numpy(), (1, 99)))):
+        note, = [t.get_text() for t in sample_strip(s, panels=["depth"]).axes[0].texts if t.get_text().endswith(" m")]
+        assert note == f"{low:.1f} to {high:.1f} m"
+
+
 def test_a_place_keeps_the_aspect():
     place = Place(1.0, 2.0, 1.0, (50, 100))
     assert place.points((0, 0)).tolist() == [1.0, 2.25] and place.points((100, 50)).tolist() == [2.0, 2.75]
