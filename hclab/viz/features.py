@@ -15,7 +15,7 @@ from .dense import BACKGROUND
 from .skeleton2d import image_array, pixel_axes
 from .style import INK, rgb, to_numpy
 
-# %% ../../nbs/10_viz/10_features.ipynb #1553b068
+# %% ../../nbs/10_viz/10_features.ipynb #6f84b1aa
 @dataclass(frozen=True, eq=False)
 class FeatureColours:
     "Directions of largest variation and the range of values along them; call it with features of the same channels to get RGB."
@@ -34,6 +34,7 @@ class FeatureColours:
         width = np.where(self.high > self.low, self.high - self.low, 1)
         return np.clip(np.where(self.high > self.low, (values - self.low)/width, 0.5), 0, 1).reshape(*shape, 3)
 
+# %% ../../nbs/10_viz/10_features.ipynb #232815c7
 def _rows(features) -> tuple[np.ndarray, tuple]:
     "Features as (N,C), and the shape without channels. Raises `ValueError` for other shapes, NaN, or fewer than three channels."
     array = to_numpy(features).astype(np.float64)
@@ -44,7 +45,7 @@ def _rows(features) -> tuple[np.ndarray, tuple]:
     if not np.isfinite(rows).all(): raise ValueError(f"{int((~np.isfinite(rows)).any(1).sum())} of {len(rows)} feature vectors hold NaN or infinite values")
     return rows, shape
 
-# %% ../../nbs/10_viz/10_features.ipynb #68fa270c
+# %% ../../nbs/10_viz/10_features.ipynb #96cfe931
 def _chosen_rows(features, masks) -> np.ndarray:
     "The foreground rows of all images, (N,C). Raises `ValueError` where masks do not fit or leave too little."
     features = list(features) if isinstance(features, (list, tuple)) else [features]
@@ -61,13 +62,14 @@ def _chosen_rows(features, masks) -> np.ndarray:
     if len(rows) < 4: raise ValueError(f"{len(rows)} feature vectors in the foreground; at least 4 are needed for three directions")
     return rows
 
+# %% ../../nbs/10_viz/10_features.ipynb #f5ebe854
 def _signed(values, direction):
     "The direction, turned so that its long tail is positive; where there is no tail, so that its largest entry is."
     spread = np.sqrt((values**2).mean())
     tail = (values**3).mean()/max(spread, 1e-30)**3
     return direction*np.sign(tail if abs(tail) > 1e-6 else direction[np.argmax(np.abs(direction))])
 
-# %% ../../nbs/10_viz/10_features.ipynb #875f936b
+# %% ../../nbs/10_viz/10_features.ipynb #6c81b131
 def fit_colours(features,             # (C,H,W), (N,C), or a list of them: one fit for all
                 masks=None,           # (H,W) or (N,), or a list: the foreground
                 clip:float=1.0,       # percent of the values beyond each end of the colours
@@ -84,6 +86,7 @@ def fit_colours(features,             # (C,H,W), (N,C), or a list of them: one f
     flat = high - low <= 1e-9*max(scale, 1e-30)
     return FeatureColours(mean, directions, np.where(flat, 0, low), np.where(flat, 0, high), variance[order]/max(float(variance.sum()), 1e-30))
 
+# %% ../../nbs/10_viz/10_features.ipynb #6ce09ad5
 def feature_image(features,               # (C,H,W)
                   mask=None,              # (H,W) foreground; the rest takes the background's colour
                   colours:FeatureColours|None=None,   # fitted before; None: fitted to this map
@@ -94,7 +97,7 @@ def feature_image(features,               # (C,H,W)
     if image.ndim != 3: raise ValueError(f"a picture needs a map (C,H,W), got features of shape {to_numpy(features).shape}")
     return image if mask is None else np.where(to_numpy(mask).astype(bool)[..., None], image, rgb(BACKGROUND))
 
-# %% ../../nbs/10_viz/10_features.ipynb #f56186c9
+# %% ../../nbs/10_viz/10_features.ipynb #007ea610
 def _checked_pictures(features, masks, images):
     "Lists of equal length. Raises `ValueError` where they differ."
     features = list(features) if isinstance(features, (list, tuple)) else [features]
@@ -103,6 +106,7 @@ def _checked_pictures(features, masks, images):
     if not len(features) == len(masks) == len(images): raise ValueError(f"{len(features)} feature maps, {len(masks)} masks and {len(images)} images; give one of each a picture")
     return features, masks, images
 
+# %% ../../nbs/10_viz/10_features.ipynb #6da16c5d
 def plot_features(features,          # (C,h,w) or a list of maps of one layer
                   masks=None,        # (h,w) foreground a map
                   images=None,       # (3,H,W) a map, shown above it
@@ -125,7 +129,7 @@ def plot_features(features,          # (C,h,w) or a list of maps of one layer
     if title: fig.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
     return fig
 
-# %% ../../nbs/10_viz/10_features.ipynb #12cdb829
+# %% ../../nbs/10_viz/10_features.ipynb #70a889dd
 def attention_image(attention,   # (h,w) weights, not negative
                     image,       # (3,H,W)
                    ) -> np.ndarray:
@@ -136,8 +140,9 @@ def attention_image(attention,   # (h,w) weights, not negative
     H, W = picture.shape[:2]
     light = (_smooth(weights, H, W)/max(np.percentile(weights, 99.5), 1e-30)).clip(0, 1)[..., None]
     grey = picture[..., :3].mean(-1, keepdims=True)
-    return np.clip((1 - light)*(0.22 + 0.48*grey) + light*(0.68*picture[..., :3] + 0.32*np.array([1.0, 0.80, 0.15])), 0, 1)
+    return np.clip((1 - light)*(0.15 + 0.42*grey) + light*(0.55*picture[..., :3] + 0.45*np.array([1.0, 0.72, 0.10])), 0, 1)
 
+# %% ../../nbs/10_viz/10_features.ipynb #a9e86027
 def _check_weights(attention) -> np.ndarray:
     "Weights (h,w) as floats."
     weights = to_numpy(attention).astype(np.float64)
@@ -146,6 +151,7 @@ def _check_weights(attention) -> np.ndarray:
     if not weights.sum() > 0: raise ValueError("all attention weights are 0; there is nothing that is looked at")
     return weights
 
+# %% ../../nbs/10_viz/10_features.ipynb #66229dde
 def _smooth(values, H, W) -> np.ndarray:
     "Bilinear values (H,W) of a coarse grid whose cells tile the picture."
     h, w = values.shape
@@ -171,9 +177,10 @@ def plot_attention(attention,        # (h,w) weights
     if title: ax.set_title(title)
     return ax
 
-# %% ../../nbs/10_viz/10_features.ipynb #439ca039
+# %% ../../nbs/10_viz/10_features.ipynb #9d16a20b
 FEATURE_COLOURS = "PRGn"     # purple below zero, white at zero, green above: told apart by most eyes, and no colour of a side
 
+# %% ../../nbs/10_viz/10_features.ipynb #c50f933f
 def plot_channels(features,         # (C,H,W)
                   most:int=16,      # channels shown, those of largest variance
                   columns:int=8,
