@@ -98,7 +98,7 @@ def draw_light(rng:np.random.Generator,
     parts = [strength * rng.uniform(.9, 1.1) * np.array(colour) * (warmth if k == 0 else 1) for k, (strength, colour) in enumerate(zip(numbers[::2], numbers[1::2]))]
     return Light((*flat * math.cos(elevation), math.sin(elevation)), *parts, softness, style)
 
-# %% ../../nbs/20_data/15_light.ipynb #f612f52c
+# %% ../../nbs/20_data/15_light.ipynb #52902aab
 TINTS = np.array([[1.0, .0, -1.0], [-.4, .8, -.4]])      # warm against cold, green against magenta
 KEY = {"day": .92, "evening": .82, "overcast": .90, "lamp": .62, "studio": 1.0}    # how bright a grey card is meant to come out
 
@@ -107,10 +107,13 @@ class Exposure:
     "How a camera turns radiance into sRGB."
     gain: float = 1.                     # factor on all light
     balance: np.ndarray = (1., 1., 1.)   # (3,) factors on R, G, B
+    saturation: float = .88              # 1 = colours as `tone` leaves them, whose contrast makes them stronger; 0 = grey
 
     def develop(self, radiance):
         "sRGB in [0,1], float32, of linear radiance (...,3)."
-        return tone(np.asarray(radiance, np.float32) * (np.float32(self.gain) * np.asarray(self.balance, np.float32)))
+        light = np.asarray(radiance, np.float32) * (np.float32(self.gain) * np.asarray(self.balance, np.float32))
+        grey = light @ LUMA
+        return tone(light * np.float32(self.saturation) + (np.float32(1 - self.saturation) * grey)[..., None])
 
 def meter(light:Light, camera=(0., -1., 0.), # (3,) from the person towards the camera; only its direction over the floor counts
          ) -> float:

@@ -8,14 +8,14 @@ __all__ = ['HUES', 'PALETTES', 'Patch', 'flat_patch', 'colour', 'mix', 'stripes'
            'asphalt', 'paving', 'sand', 'snow', 'earth', 'painted', 'cloth', 'wood', 'curtain', 'leaves', 'books',
            'painting']
 
-# %% ../../nbs/20_data/15b_materials.ipynb #a90a6a23
+# %% ../../nbs/20_data/15b_materials.ipynb #410279ea
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 import numpy as np
 from .light import Light, linear
 from .noise import cells, noise2, resolved
 
-# %% ../../nbs/20_data/15b_materials.ipynb #f758e1ce
+# %% ../../nbs/20_data/15b_materials.ipynb #4bf016a8
 @dataclass
 class Patch:
     "k rays that fell on one surface."
@@ -30,7 +30,7 @@ class Patch:
 
     def __len__(self): return len(self.u)
 
-    @property
+    @cached_property
     def foot(self):
         "(k,) one width of a pixel for what has no direction."
         return np.sqrt(self.fu * self.fv)
@@ -191,7 +191,7 @@ def boards(p, base, seed, width=.16):
     tone_ = (cells(np.floor(p.u / np.float32(width)), 3, seed) - np.float32(.5)) * resolved(width * 2, p.fu)
     return base * (value + np.float32(.14) * tone_ + np.float32(.06) * noise2(p.u * 12, p.v * np.float32(1.2), seed, 3, p.foot * 12)), 0
 
-# %% ../../nbs/20_data/15b_materials.ipynb #37163b3d
+# %% ../../nbs/20_data/15b_materials.ipynb #d77c8601
 def grass(p, base, dry, seed, mown=0., patchy=.5, turn=0.):
     "A lawn or a meadow: patches of dry grass, tufts, blades; `mown` metres a strip gives a pitch its bands."
     broad = noise2(p.u * np.float32(.22), p.v * np.float32(.22), seed, 3, p.foot * .22)
@@ -202,12 +202,12 @@ def grass(p, base, dry, seed, mown=0., patchy=.5, turn=0.):
     share = np.clip(np.float32(.30) + patchy * (broad + np.float32(.35) * tuft) + np.float32(.12) * blade, 0, 1)
     return mix(base, dry, share) * value, 0
 
-def asphalt(p, base, seed):
+def asphalt(p, base, seed, cracks=.5):
     "Worn tar: speckles, patches, a few cracks."
     grit = noise2(p.u * 55, p.v * 55, seed, 2, p.foot * 55)
     cloud = noise2(p.u * np.float32(.35), p.v * np.float32(.35), seed + 1, 4, p.foot * .35)
     crack = np.exp(-np.abs(noise2(p.u * np.float32(.3), p.v * np.float32(.3), seed + 2, 4)) * 130) * resolved(.05, p.foot * .5)
-    return base * ((1 + np.float32(.22) * grit + np.float32(.16) * cloud) * (1 - np.float32(.5) * crack)), 0
+    return base * ((1 + np.float32(.22) * grit + np.float32(.16) * cloud) * (1 - np.float32(cracks) * crack)), 0
 
 def paving(p, base, seed, size=(.6, .4), contrast=.12, bond=.5):
     "Slabs or setts in rows, with dirt in the joints."

@@ -282,13 +282,12 @@ def line_street(rng, street, out, side, azimuth, offset, kerbs, camera, reach):
         elif rng.random() < .6: add(street, bench(rng, x, y, azimuth - math.pi / 2), camera, reach)
         u += step
 
-# %% ../../nbs/20_data/15e_outdoors.ipynb #370426eb
+# %% ../../nbs/20_data/15e_outdoors.ipynb #9301f27e
 def tree_line(u, foot, radius, height, seed, gap=0.):
     "Height of a belt of trees at u (k,): clumps and single crowns."
-    a = u * np.float32(1 / (2 * math.pi))
-    broad = noise2(np.cos(u / np.float32(radius)) * np.float32(radius * .05), np.sin(u / np.float32(radius)) * np.float32(radius * .05), seed, 2)
-    crowns = noise2(u * np.float32(.28), np.zeros_like(u), seed + 1, 4, foot * .28)
-    return np.float32(height) * np.maximum(np.float32(.78) + np.float32(.5 + gap) * broad + np.float32(.22) * crowns - np.float32(gap * .6), 0)
+    broad = noise2(np.cos(u / np.float32(radius)) * np.float32(radius * .03), np.sin(u / np.float32(radius)) * np.float32(radius * .03), seed, 2)
+    crowns = noise2(u * np.float32(.16), np.zeros_like(u), seed + 1, 5, foot * .16)
+    return np.float32(height) * np.maximum(np.float32(.75) + np.float32(.30 + gap) * broad + np.float32(.26) * crowns - np.float32(gap * .35), 0)
 
 def ridge(u, foot, radius, height, seed):
     "Height of a range of hills at u (k,)."
@@ -355,7 +354,7 @@ PLACES = ("meadow", "park", "pitch", "track", "beach", "snow", "forest", "court"
 
 def draw_field(rng, light:Light, camera, reach:float=3., place=None) -> Scenery:
     "An open place, one of `PLACES`, as seen by `camera` (3,)."
-    camera, place = np.asarray(camera, float), place or pick(rng, PLACES)
+    camera, place = np.asarray(camera, float), place or pick(rng, (*PLACES, "meadow", "park", "beach", "forest"))
     azimuth, seed = math.atan2(camera[1], camera[0]) + math.pi + rng.uniform(-.6, .6), int(rng.integers(1 << 20))
     radius = max(rng.uniform(35, 90), 14.) if place != "forest" else rng.uniform(24, 34)
     ground = draw_ground(rng, place, reach, seed)
@@ -364,7 +363,7 @@ def draw_field(rng, light:Light, camera, reach:float=3., place=None) -> Scenery:
     dark, bright = (colour("#26332a"), colour("#64705c")) if place == "snow" else pick(rng, GREENS)
     if place != "beach":
         height = rng.uniform(5, 10) if place != "forest" else rng.uniform(11, 16)
-        field_.shapes.append(Belt(partial(forest, base=dark, other=bright, seed=seed, height=height), radius, partial(tree_line, radius=radius, height=height, seed=seed, gap=rng.uniform(0, .8) if place != "forest" else 0.)))
+        field_.shapes.append(Belt(partial(forest, base=dark, other=bright, seed=seed, height=height), radius, partial(tree_line, radius=radius, height=height, seed=seed, gap=rng.uniform(0, .45) if place != "forest" else 0.)))
     slopes = (colour("#4a5a3c"), colour("#8a9068")) if place != "snow" else (colour("#8d979c"), colour("#dfe6ea"))
     for k, r in enumerate((420., 900.)):
         if place == "forest" or (place == "beach" and k): continue
@@ -390,10 +389,10 @@ def draw_ground(rng, place, reach, seed):
         return partial(lines, base=green("#4a6640", "#62784c", patchy=.15, mown=rng.uniform(2.5, 5.5)), marks=marks, paint=white)
     if place == "track":
         inner = -rng.uniform(2., 5.)
-        return partial(track, base=colour(pick(rng, ("#8f4634", "#9a5240", "#3f5f86"))), lawn=green("#4f673e", "#6f8050", patchy=.25), inner=inner, outer=inner + 1.22 * int(rng.integers(6, 9)), seed=seed)
+        return partial(track, base=colour(pick(rng, ("#8a5040", "#96604e", "#8a5040", "#4f6580"))), lawn=green("#4f673e", "#6f8050", patchy=.25), inner=inner, outer=inner + 1.22 * int(rng.integers(6, 9)), seed=seed)
     if place == "court":
-        base, around = (colour(c) for c in pick(rng, (("#3f6a86", "#4a6f52"), ("#8f5442", "#4f6f5c"), ("#5a6f8a", "#7d5a4c"), ("#6f7276", "#5a5d60"))))
-        hard = partial(two_fields, inner=partial(asphalt, base=base, seed=seed), outer=partial(asphalt, base=around, seed=seed + 1), half=(11.9, 5.5))
+        base, around = (colour(c) for c in pick(rng, (("#4d6a7c", "#55705a"), ("#8a5a4a", "#5a7062"), ("#66758a", "#7d6256"), ("#6f7276", "#5a5d60"), ("#7a8a6a", "#8a6a5a"))))
+        hard = partial(two_fields, inner=partial(asphalt, base=base, seed=seed, cracks=0.), outer=partial(asphalt, base=around, seed=seed + 1, cracks=0.), half=(11.9, 5.5))
         marks = [("v", s * 5.5, .06, -11.9, 11.9) for s in (-1, 1)] + [("u", s * 11.9, .06, -5.5, 5.5) for s in (-1, 1)] + [("u", 0, .06, -5.5, 5.5), ("v", 4.1, .05, -11.9, 11.9), ("v", -4.1, .05, -11.9, 11.9), pick(rng, (("circle", (0, 0), 1.8, .06), ("v", 0, .05, -6.4, 6.4)))]
         return partial(lines, base=hard, marks=marks, paint=white)
     if place == "beach": return partial(shore, beach=partial(sand, base=colour(pick(rng, ("#c9b38c", "#bfa887", "#d3c3a2"))) * np.float32(.9), seed=seed), at=reach + rng.uniform(2, 16), seed=seed)

@@ -9,13 +9,13 @@ __all__ = ['PHOTOGRAPHS', 'FABRICS', 'WOODS', 'METALS', 'PIECES', 'WIDTHS', 'FLO
            'shelf_table', 'boxes', 'in_the_way', 'draw_floor', 'draw_wall', 'hang', 'draw_room', 'furnish', 'sweep',
            'draw_studio', 'paper_sky', 'backdrop_photo', 'photo_floor', 'soft_edge', 'draw_photo']
 
-# %% ../../nbs/20_data/15d_rooms.ipynb #48dc1e92
+# %% ../../nbs/20_data/15d_rooms.ipynb #181e68be
 import math
 from functools import lru_cache, partial
 from pathlib import Path
 import numpy as np
 from .light import Light, linear
-from .materials import (HUES, books, brick, carpet, cloth, colour, concrete, curtain, fraction, inside, leaves, mix, painted, painting, panelled, parquet,
+from .materials import (HUES, books, brick, carpet, cloth, colour, concrete, curtain, flat_patch, fraction, inside, leaves, mix, painted, painting, panelled, parquet,
                                   planks, plaster, boards, rug, stripes, tiles, wallpaper, wood)
 from .noise import cells, noise2
 from .scenery import Ball, Belt, Box, Level, Scenery, Wall
@@ -116,7 +116,7 @@ def floored(p, base, pieces=()):
         albedo[:, index] = mix(albedo[:, index], material(q.pick(index))[0], share)
     return albedo, glow
 
-# %% ../../nbs/20_data/15d_rooms.ipynb #c9f23e07
+# %% ../../nbs/20_data/15d_rooms.ipynb #7d07a800
 PHOTOGRAPHS = ("coffee.png", "chelsea.png", "motorcycle_left.png", "rocket.jpg", "hubble_deep_field.jpg", "ihc.png")     # of those without people
 
 @lru_cache
@@ -127,17 +127,19 @@ def photographs() -> tuple[str, ...]:
     folder = Path(spec.origin).parent / "data" if spec and spec.origin else None
     return tuple(str(folder / name) for name in PHOTOGRAPHS if (folder / name).is_file()) if folder else ()
 
-@lru_cache
+@lru_cache(maxsize=64)
 def photo(number:int, width:int=320) -> np.ndarray:
-    "Photograph `number` modulo how many there are: linear light (3,H,W) float32, `width` pixels wide. Paintings stand in where there is no photograph."
+    "A print: linear light (3,H,W) float32, `width` pixels wide. The number chooses a photograph and a part of it; odd thirds, and all where there are no photographs, are paintings."
     from PIL import Image
-    paths = photographs()
-    if not paths:
-        from hclab.data.materials import flat_patch
-        return painting(flat_patch(1, 1, width), 7 * number + 3)[0].reshape(3, width, width)
-    with Image.open(paths[number % len(paths)]) as picture:
-        small = picture.convert("RGB").resize((width, round(width * picture.height / picture.width)), Image.Resampling.LANCZOS)
-    return np.ascontiguousarray(linear(np.asarray(small, np.float32) / 255).transpose(2, 0, 1))
+    paths, one = photographs(), lambda k: float(cells(number, k, 77)[0])
+    if not paths or number % 3 == 1: return painting(flat_patch(1, 1, width), number)[0].reshape(3, width, width)
+    with Image.open(paths[int(one(0) * len(paths))]) as picture:
+        w, h = picture.size
+        part = .55 + .45 * one(1)
+        left, top = one(2) * (1 - part) * w, (.5 + .5 * one(3)) * (1 - part) * h
+        small = picture.convert("RGB").resize((width, round(width * h / w)), Image.Resampling.BICUBIC, (left, top, left + part * w, top + part * h))
+    light = linear(np.asarray(small, np.float32) / 255).transpose(2, 0, 1) * np.array([[[1 + .2 * (one(k) - .5)]] for k in (4, 5, 6)], np.float32)
+    return np.ascontiguousarray(np.clip(light[:, :, ::-1] if one(7) < .5 else light, 0, 1))
 
 def lookup(image, u, v):
     "Bilinear colours (3,k) of an image (3,H,W) at u from the left and v from the bottom, in 0..1, mirrored beyond."
@@ -152,7 +154,7 @@ def lookup(image, u, v):
 
 def photograph(p, number):
     "A print of a photograph of size 1 x 1, (3,k) albedo."
-    return lookup(photo(number // 5), np.clip(p.u, 0, 1), np.clip(p.v, 0, 1)) * np.float32(.82)
+    return lookup(photo(number // 5 * 3), np.clip(p.u, 0, 1), np.clip(p.v, 0, 1)) * np.float32(.82)
 
 # %% ../../nbs/20_data/15d_rooms.ipynb #0767c85b
 class Spot:
@@ -380,8 +382,8 @@ def furnish(rng, room, azimuths, offsets, camera, reach):
                 if inner and not in_the_way(parts, camera, reach): room.shapes += parts
             u += w + rng.uniform(.05, .9)
 
-# %% ../../nbs/20_data/15d_rooms.ipynb #08445bbd
-def sweep(p, base, edge, offset, azimuth, upright, seed=0, curve=1.5):
+# %% ../../nbs/20_data/15d_rooms.ipynb #6399819f
+def sweep(p, base, edge, offset, azimuth, upright, seed=0, curve=2.4):
     "Paper of a studio: the floor (v towards the wall at `offset`) or the wall (v upwards). Bends the normals where they meet."
     gap = np.maximum(p.v if upright else offset - p.v, 0)
     bend = np.clip(1 - gap / np.float32(curve), 0, 1) ** 2 * np.float32(math.pi / 4)
@@ -432,10 +434,10 @@ def soft_edge(number):
 
 def draw_photo(rng, light:Light, camera, reach:float=3.) -> Scenery:
     "A photograph around people, its middle behind them as seen by `camera` (3,)."
-    azimuth, number = math.atan2(camera[1], camera[0]) + math.pi, int(rng.integers(64))
+    azimuth, number = math.atan2(camera[1], camera[0]) + math.pi, int(rng.integers(1 << 16))
     radius = max(reach + 2, float(np.hypot(camera[0], camera[1])) + 1.) + rng.uniform(0, 1.5)
     image = photo(number, 200)
-    width = radius * rng.uniform(1.1, 1.7)
+    width = radius * rng.uniform(.75, 1.15)
     size, azimuth = (width, width * image.shape[1] / image.shape[2]), math.atan2(math.sin(azimuth), math.cos(azimuth))
     shift = .5 - azimuth * radius / width + rng.uniform(-.15, .15)
     low = image[:, -12:].mean((1, 2))[:, None]

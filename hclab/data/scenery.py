@@ -283,7 +283,7 @@ class Ball:
         q = (points - self.centre[:, None]) / self.half[:, None]
         return np.float32(.5) * np.clip(1 - (np.sqrt(dot(q, q)) - 1) * np.float32(self.radius / reach), 0, 1) ** 2
 
-# %% ../../nbs/20_data/15c_scenery.ipynb #00c020d1
+# %% ../../nbs/20_data/15c_scenery.ipynb #32b22ff6
 def clear_sky(unit, light:Light, cover:float=.4, seed:int=0, angle:float=0.):
     "Radiance of the sky in unit directions (3,k): horizon to zenith, a halo around the sun, clouds; (3,k)."
     e = np.maximum(unit[2], 0)
@@ -334,34 +334,35 @@ class Scenery:
             t[index], which[index] = s[nearer], k
         return t, which
 
-    def reaching(self, points, solids):
-        "Pairs of a solid and the slice of points (3,k) that its shadow or its nearness may change, found by runs of points."
-        if not solids: return []
-        d, runs = self.light.direction.astype(float), _runs(points)
+    def reaching(self, points):
+        "For each solid whose shadow or nearness may change some of the points (3,k): its number and the slice of points, found by runs of points."
+        numbers = [k for k, s in enumerate(self.shapes) if isinstance(s, (Box, Ball))]
+        if not numbers: return
+        d, runs = self.light.direction, _runs(points)
         low, high = runs.min(2), runs.max(2)
-        middle, radius = (low + high) / 2, np.sqrt(dot(high - low, high - low)) / 2
-        out = []
-        for s in solids:
-            q = middle - s.centre[:, None]
-            along, square, wide = dot(q, d), dot(q, q), radius + np.float32(s.radius + s.reach)
-            hit = np.flatnonzero((square < wide * wide) | ((square - along * along < wide * wide) & (along < wide)))
-            if len(hit): out.append((s, slice(int(hit[0]) * BLOCK, min(int(hit[-1] + 1) * BLOCK, points.shape[1]))))
-        return out
+        middle, wide = ((low + high) / 2)[:, None], np.sqrt(dot(high - low, high - low)) / 2
+        q = middle - np.array([self.shapes[k].centre for k in numbers], np.float32).T[:, :, None]
+        wide = wide + np.array([[self.shapes[k].radius + self.shapes[k].reach] for k in numbers], np.float32)
+        along, square = dot(q, d), dot(q, q)
+        touched = (square < wide * wide) | ((square - along * along < wide * wide) & (along < wide))
+        first, last = touched.argmax(1), touched.shape[1] - touched[:, ::-1].argmax(1)
+        for row, k in enumerate(numbers):
+            if touched[row, first[row]]: yield k, slice(int(first[row]) * BLOCK, min(int(last[row]) * BLOCK, points.shape[1]))
 
-    def blocked(self, points, normal, own, foot):
-        "Shares of sun and dome that solids leave to points (3,k) of shape `own`: (k,), (k,)."
-        sun, dome = np.ones(points.shape[1], np.float32), np.ones(points.shape[1], np.float32)
-        d, solids = self.light.direction, [s for k, s in enumerate(self.shapes) if k != own and isinstance(s, (Box, Ball))]
-        for s, part in self.reaching(points, solids):
+    def blocked(self, points, own, foot):
+        "Shares of sun and dome that the solids leave to points (3,k) of the shapes numbered `own` (k,): (k,), (k,)."
+        sun, dome, d = np.ones(points.shape[1], np.float32), np.ones(points.shape[1], np.float32), self.light.direction
+        for k, part in self.reaching(points):
+            s = self.shapes[k]
             q = points[:, part] - s.centre[:, None]
-            along, square = dot(q, d), dot(q, q)
-            index = np.flatnonzero((square - along * along < np.float32((s.radius * 1.02) ** 2)) & (along < s.radius))
+            square = dot(q, q)
+            behind, reach = square - np.square(dot(q, d)), np.float32((s.radius + s.reach) ** 2)
+            index = np.flatnonzero((behind < np.float32((s.radius * 1.02) ** 2)) & (dot(q, d) < s.radius) & (own[part] != k))
             if len(index):
                 width = np.float32(.012) + np.float32(1.6 * self.light.softness) * np.sqrt(square[index]) + foot[part][index]
-                sun[part.start + index] *= 1 - s.shadow(points[:, part.start + index], d, width)
-            reach = np.float32(s.reach)
-            index = np.flatnonzero(square < np.float32((s.radius + reach) ** 2))
-            if len(index): dome[part.start + index] *= 1 - s.touch(points[:, part.start + index], reach)
+                sun[part.start + index] *= 1 - s.shadow(points.take(part.start + index, 1), d, width)
+            index = np.flatnonzero((square < reach) & (own[part] != k))
+            if len(index): dome[part.start + index] *= 1 - s.touch(points.take(part.start + index, 1), s.reach)
         for azimuth, offset in self.corners:
             gap = offset - math.cos(azimuth) * points[0] - math.sin(azimuth) * points[1]
             dome *= 1 - np.float32(.38) * np.exp(-np.maximum(gap, 0) * np.float32(3.2)) * (gap > .004)
@@ -390,28 +391,26 @@ class Scenery:
         "What rays from `origin` (3,) along `directions` (n,3) meet, as a `Surface`."
         rays = Rays.of(origin, directions, angle)
         t, which = self.cast(rays)
-        n = len(t)
-        colour, normal, glow = (np.zeros((3, n), np.float32) for _ in range(3))
-        sun, dome, lit = np.ones(n, np.float32), np.ones(n, np.float32), which >= 0
-        for k in np.unique(which):
+        n, hit = len(t), np.flatnonzero(which >= 0)
+        colour, normal, glow, sun, dome = np.zeros((3, n), np.float32), -rays.unit, np.zeros((3, n), np.float32), np.ones(n, np.float32), np.ones(n, np.float32)
+        far = np.where(which >= 0, t, 0) * rays.length
+        points, foot = rays.origin[:, None] + rays.unit * far, far * np.float32(rays.angle)
+        if len(hit) < n:
+            index = np.flatnonzero(which < 0)
+            colour[:, index] = self.sky(rays.unit.take(index, 1), self.light, angle=rays.angle)
+        for k in np.flatnonzero(np.bincount(which[hit], minlength=1)):
             index = np.flatnonzero(which == k)
-            unit = rays.unit.take(index, 1)
-            if k < 0:
-                colour[:, index] = self.sky(unit, self.light, angle=rays.angle); normal[:, index] = -unit
-                continue
-            far = t[index] * rays.length[index]
-            points, foot = rays.origin[:, None] + unit * far, far * np.float32(rays.angle)
-            patch = self.shapes[k].patch(points, unit, foot, self.light)
-            albedo, shine = self.shapes[k].material(patch)
-            if self.haze:
-                kept = np.exp(-far * np.float32(self.haze))
-                air = self.light.horizon[:, None] + self.light.sun[:, None] * (np.float32(.04) * np.maximum(dot(unit, self.light.direction), 0) ** 6)
-                albedo, shine = albedo * kept, shine * kept + air * (1 - kept)
-            colour[:, index], glow[:, index], normal[:, index] = albedo, shine, patch.normal
-            sun[index], dome[index] = self.blocked(points, patch.normal, k, foot)
+            patch = self.shapes[k].patch(points.take(index, 1), rays.unit.take(index, 1), foot[index], self.light)
+            colour[:, index], glow[:, index] = self.shapes[k].material(patch)
+            normal[:, index] = patch.normal
+        if len(hit): sun[hit], dome[hit] = self.blocked(points.take(hit, 1), which[hit], foot[hit]) if len(hit) < n else self.blocked(points, which, foot)
+        if self.haze and len(hit):
+            kept = np.exp(-far * np.float32(self.haze))
+            air = self.light.horizon[:, None] + self.light.sun[:, None] * (np.float32(.04) * np.maximum(dot(rays.unit, self.light.direction), 0) ** 6)
+            colour, glow = colour * kept, glow * kept + air * (1 - kept)           # the sky is at distance 0 here: nothing is taken from it
         facing = dot(normal, rays.unit)                       # bent normals may look away at a rim: turn them back to it
         away = np.flatnonzero(facing > -1e-3)
         if len(away):
             bent = normal[:, away] - (facing[away] + np.float32(2e-3)) * rays.unit[:, away]
             normal[:, away] = bent / np.sqrt(dot(bent, bent))
-        return Surface(np.ascontiguousarray(colour.T), t, np.ascontiguousarray(normal.T), lit, sun, dome, np.ascontiguousarray(glow.T))
+        return Surface(np.ascontiguousarray(colour.T), t, np.ascontiguousarray(normal.T), which >= 0, sun, dome, np.ascontiguousarray(glow.T))
