@@ -191,7 +191,7 @@ def boards(p, base, seed, width=.16):
     tone_ = (cells(np.floor(p.u / np.float32(width)), 3, seed) - np.float32(.5)) * resolved(width * 2, p.fu)
     return base * (value + np.float32(.14) * tone_ + np.float32(.06) * noise2(p.u * 12, p.v * np.float32(1.2), seed, 3, p.foot * 12)), 0
 
-# %% ../../nbs/20_data/15b_materials.ipynb #d77c8601
+# %% ../../nbs/20_data/15b_materials.ipynb #a531e804
 def grass(p, base, dry, seed, mown=0., patchy=.5, turn=0.):
     "A lawn or a meadow: patches of dry grass, tufts, blades; `mown` metres a strip gives a pitch its bands."
     broad = noise2(p.u * np.float32(.22), p.v * np.float32(.22), seed, 3, p.foot * .22)
@@ -202,7 +202,7 @@ def grass(p, base, dry, seed, mown=0., patchy=.5, turn=0.):
     share = np.clip(np.float32(.30) + patchy * (broad + np.float32(.35) * tuft) + np.float32(.12) * blade, 0, 1)
     return mix(base, dry, share) * value, 0
 
-def asphalt(p, base, seed, cracks=.5):
+def asphalt(p, base, seed, cracks=.25):
     "Worn tar: speckles, patches, a few cracks."
     grit = noise2(p.u * 55, p.v * 55, seed, 2, p.foot * 55)
     cloud = noise2(p.u * np.float32(.35), p.v * np.float32(.35), seed + 1, 4, p.foot * .35)
@@ -297,18 +297,18 @@ def books(p, case, seed, shelf=.33):
     body = np.where(gone | (h > tall), back, body)
     return mix(body, case, stripes(p.v, shelf, .025, p.fv)) * np.float32(.9), 0
 
-# %% ../../nbs/20_data/15b_materials.ipynb #842d141b
+# %% ../../nbs/20_data/15b_materials.ipynb #bd28d9ea
 PALETTES = tuple(np.concatenate([colour(c) for c in row.split()], 1) for row in (
     "#e8e0cf #c8402f #26418f #e2b53a #1f1f22", "#f0e9dc #d97b4a #3f6f73 #20313d #e3c58a", "#ece7df #8e2f3c #d9a08b #4a2f3f #b9833f", "#e5ecea #2f6f8f #8fc1b8 #173a4a #e09a4a",
     "#f3ead7 #7f9a5a #36553f #d9b24a #8a4f2f", "#ddd6d0 #6a5f8f #b08fb0 #2b2a45 #d7a85f", "#f2efe9 #b7b2a8 #6f6a64 #2c2b2a #c4643c"))
 
-def painting(p, seed):
-    "An abstract painting of size 1 x 1, (3,k) albedo; which kind and which colours follow from the seed."
+def painting(p, seed, painter=None):
+    "An abstract painting of size 1 x 1, (3,k) albedo; its colours and, where no `painter` 0..5 is given, its kind follow from the seed."
     u, v, foot = p.u, p.v, np.maximum(p.foot, np.float32(.002))
     one = lambda k: float(cells(k, 0, seed)[0])
     inks = PALETTES[int(one(0) * len(PALETTES))]
     ink = lambda k: inks[:, [int(k) % 5]]
-    flat = (_squares, _grid, _cut, _rings, _hills, _strokes)[int(one(1) * 6)](u, v, foot, one, ink, inks, seed)
+    flat = (_squares, _grid, _cut, _rings, _hills, _strokes)[int(one(1) * 6) if painter is None else painter](u, v, foot, one, ink, inks, seed)
     canvas = 1 + np.float32(.06) * noise2(u * 70, v * 70, seed, 2, foot * 70) + np.float32(.05) * noise2(u * 5, v * 5, seed + 1, 2, foot * 5)
     return np.clip(flat * canvas, .01, .95), 0
 

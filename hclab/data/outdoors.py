@@ -18,14 +18,14 @@ from .noise import cells, noise2, resolved
 from .rooms import PAINTS, in_the_way, pick
 from .scenery import Ball, Belt, Box, Level, Scenery, Wall, clear_sky
 
-# %% ../../nbs/20_data/15e_outdoors.ipynb #d9299143
+# %% ../../nbs/20_data/15e_outdoors.ipynb #a452dbe3
 def mirrored(p, seed):
     "What glass reflects, (3,k): sky above, the dark street below."
     r = p.view - 2 * (p.view * p.normal).sum(0) * p.normal
     az = np.arctan2(r[1], r[0])
-    roofs = np.float32(.16) + np.float32(.12) * noise2(az * 4, np.zeros_like(az), seed, 2)
+    roofs = np.float32(.40) + np.float32(.20) * noise2(az * 4, np.zeros_like(az), seed, 2)      # houses opposite stand some 25 degrees high
     sky = mix(p.light.horizon[:, None], p.light.zenith[:, None], np.clip(r[2] * np.float32(1.6), 0, 1))
-    houses = (p.light.sky * .22 + p.light.ground * .15)[:, None]
+    houses = (p.light.sky * .26 + p.light.ground * .15)[:, None] * (np.float32(.8) + np.float32(.3) * noise2(az * 9, r[2] * 5, seed + 1, 2))
     return mix(houses, sky, np.clip((r[2] - roofs) * 30 + np.float32(.5), 0, 1))
 
 def house(p, look, seed):
@@ -66,12 +66,15 @@ def shop(p, look, seed):
     slope = np.clip(-1 / np.minimum((p.view * p.normal).sum(0), -.15), 0, 6)                  # goods stand 0.7 m behind the glass: they shift as one walks past
     side = p.view[0] * -p.normal[1] + p.view[1] * p.normal[0]
     s, t = p.u + np.float32(.7) * slope * side, p.v + np.float32(.7) * slope * p.view[2]
-    low = np.float32(.75) + np.float32(.55) * cells(np.floor(s * np.float32(1.1)), i, seed + 7)                 # a row of things on display, of different heights
-    pick_ = cells(np.floor(s * np.float32(2.6)), i, seed + 8)
+    full = np.float32(.62) * cells(i, 9, seed)                                                                # how much of the window is filled
+    low = np.float32(.50) + (np.float32(.2) + full) * cells(np.floor(s * np.float32(1.1)), i, seed + 7)      # a row of things on display, of different heights
+    rate = np.float32(1.2) + np.float32(3) * cells(i, 8, seed)
+    pick_ = cells(np.floor(s * rate), i, seed + 8)
     goods = np.concatenate([colour(c) for c in ("#a8977c", "#6f4640", "#4f6272", "#b9b2a4", "#5d6653", "#3a3a3e")], 1)[:, (pick_ * 6).astype(np.int32)]
-    shown = inside(t, .40, low, p.foot) * inside(fraction(s * np.float32(2.6)), .06, .94, p.foot * 2.6) * resolved(.4, p.foot)
+    shown = inside(t, .40, low, p.foot) * inside(fraction(s * rate), .06, .94, p.foot * rate) * resolved(.4, p.foot)
     spots = np.exp(-((fraction(s * np.float32(.55)) - np.float32(.5)) * 3) ** 2 - (t - np.float32(top)) ** 2 * np.float32(.5))
-    inner = mix(np.float32(.10) + np.float32(.16) * spots + np.zeros((3, 1), np.float32), goods * np.float32(.42), shown)
+    wall_ = np.concatenate([colour(c) for c in ('#6b5f50', '#4a5258', '#7a7468', '#5a4640', '#3f4a42')], 1)[:, (cells(i, 10, seed) * 5).astype(np.int32)]
+    inner = mix(wall_ * (np.float32(.25) + np.float32(.8) * spots), goods * np.float32(.42), shown)
     warm = np.array([[1.], [.85], [.62]], np.float32) * np.float32(look["shop_lamp"])
     hue = np.concatenate([colour(c) for c in ("#7a2626", "#1f3d5c", "#2c4f3a", "#c9a03a", "#e3ded2", "#26262a", "#9a5a2c")], 1)[:, (cells(i, 5, seed) * 7).astype(np.int32)]
     sign = inside(a, .12, w - .12, p.fu) * inside(p.v, top + .08, top + .62, p.fv)
@@ -282,7 +285,7 @@ def line_street(rng, street, out, side, azimuth, offset, kerbs, camera, reach):
         elif rng.random() < .6: add(street, bench(rng, x, y, azimuth - math.pi / 2), camera, reach)
         u += step
 
-# %% ../../nbs/20_data/15e_outdoors.ipynb #9301f27e
+# %% ../../nbs/20_data/15e_outdoors.ipynb #93e2b916
 def tree_line(u, foot, radius, height, seed, gap=0.):
     "Height of a belt of trees at u (k,): clumps and single crowns."
     broad = noise2(np.cos(u / np.float32(radius)) * np.float32(radius * .03), np.sin(u / np.float32(radius)) * np.float32(radius * .03), seed, 2)
@@ -421,7 +424,7 @@ def plant_field(rng, field_, place, azimuth, radius, camera, reach):
     for _ in range(many):
         x, y = spot(reach + 4, min(radius * .75, 34))
         add(field_, (fir if place == "snow" or (place == "forest" and rng.random() < .4) else tree)(rng, x, y, rng.uniform(8, 14) if place == "forest" else None), camera, reach)
-    for _ in range({"park": 4, "meadow": 3, "forest": 5, "court": 2}.get(place, 0)): add(field_, bush(rng, *spot(reach + 2, 22)), camera, reach)
+    for _ in range({"park": 4, "meadow": 3, "forest": 5}.get(place, 0)): add(field_, bush(rng, *spot(reach + 2, 22)), camera, reach)
     if place == "park":
         for _ in range(2): add(field_, bench(rng, *spot(reach + 1, 12), azimuth + rng.uniform(-.4, .4) - math.pi / 2), camera, reach)
     iron = partial(painted, base=np.full((3, 1), .7, np.float32))

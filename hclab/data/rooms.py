@@ -116,7 +116,7 @@ def floored(p, base, pieces=()):
         albedo[:, index] = mix(albedo[:, index], material(q.pick(index))[0], share)
     return albedo, glow
 
-# %% ../../nbs/20_data/15d_rooms.ipynb #7d07a800
+# %% ../../nbs/20_data/15d_rooms.ipynb #7f506666
 PHOTOGRAPHS = ("coffee.png", "chelsea.png", "motorcycle_left.png", "rocket.jpg", "hubble_deep_field.jpg", "ihc.png")     # of those without people
 
 @lru_cache
@@ -132,7 +132,7 @@ def photo(number:int, width:int=320) -> np.ndarray:
     "A print: linear light (3,H,W) float32, `width` pixels wide. The number chooses a photograph and a part of it; odd thirds, and all where there are no photographs, are paintings."
     from PIL import Image
     paths, one = photographs(), lambda k: float(cells(number, k, 77)[0])
-    if not paths or number % 3 == 1: return painting(flat_patch(1, 1, width), number)[0].reshape(3, width, width)
+    if not paths or number % 3 == 1: return painting(flat_patch(1, 1, width), number, (2, 4, 0)[int(one(0) * 3)])[0].reshape(3, width, width)
     with Image.open(paths[int(one(0) * len(paths))]) as picture:
         w, h = picture.size
         part = .55 + .45 * one(1)
@@ -156,7 +156,7 @@ def photograph(p, number):
     "A print of a photograph of size 1 x 1, (3,k) albedo."
     return lookup(photo(number // 5 * 3), np.clip(p.u, 0, 1), np.clip(p.v, 0, 1)) * np.float32(.82)
 
-# %% ../../nbs/20_data/15d_rooms.ipynb #0767c85b
+# %% ../../nbs/20_data/15d_rooms.ipynb #4d435094
 class Spot:
     "A place at a wall."
     def __init__(self, azimuth, offset, along, away=0.):
@@ -237,8 +237,8 @@ def plant(rng, spot):
     h, seed = rng.uniform(.9, 1.7), int(rng.integers(1 << 20))
     green = partial(leaves, base=colour("#29471f"), other=colour(pick(rng, ("#7d9448", "#5f8a4a", "#93a25a"))), seed=seed, scale=3.)
     pot = [spot.box(partial(painted, base=pick(rng, HUES), rough=.06), 0, .15, 0, (.36, .36, .34), round=.1)]
-    return pot + [Ball(green, spot.at(rng.uniform(-.12, .12), .33 + rng.uniform(-.08, .1), z), (r, r, r * 1.1), ragged=.3, seed=seed + k)
-                  for k, (z, r) in enumerate(((h * .5, .26), (h * .72, .3), (h * .95, .22)))]
+    return pot + [Ball(green, spot.at(rng.uniform(-.07, .07), .33 + rng.uniform(-.05, .07), z), (r, r, max(r, .21 * h)), ragged=.27, seed=seed + k)
+                  for k, (z, r) in enumerate(((.30 + .22 * (h - .3), .27), (.30 + .48 * (h - .3), .31), (.30 + .74 * (h - .3), .29), (.30 + .95 * (h - .3), .2)))]
 
 def floor_lamp(rng, spot):
     "A lamp on a pole."
