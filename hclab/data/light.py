@@ -6,9 +6,9 @@
 __all__ = ['LUMA', 'STYLES', 'KINDS', 'OUTDOORS', 'INDOORS', 'STUDIO', 'TINTS', 'KEY', 'linear', 'tone', 'LightError', 'Light',
            'draw_light', 'Exposure', 'meter', 'draw_exposure']
 
-# %% ../../nbs/20_data/15_light.ipynb #214b0802
+# %% ../../nbs/20_data/15_light.ipynb #2ba685a4
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 import numpy as np
 from ..core.config import did_you_mean
 
@@ -61,7 +61,7 @@ class Light:
         high, low = up * open, (1 - up) * open
         return np.stack([facing * s + high * k + low * g for s, k, g in zip(self.sun, self.sky, self.ground)], -1).astype(np.float32)
 
-# %% ../../nbs/20_data/15_light.ipynb #0b48dc59
+# %% ../../nbs/20_data/15_light.ipynb #01adef83
 STYLES = ("day", "evening", "overcast", "lamp", "studio")
 KINDS = ("room", "street", "field", "photo")
 # elevation in degrees (low, high), softness, then strength x colour of sun, sky, ground, zenith, horizon
@@ -79,6 +79,7 @@ INDOORS = {
 }
 STUDIO = ((34, 50), .20, .95, (1, .99, .97), .55, (1, 1, 1), .40, (1, 1, 1), 1, (1, 1, 1), 1, (1, 1, 1))
 
+# %% ../../nbs/20_data/15_light.ipynb #a32ad971
 def draw_light(rng:np.random.Generator,
                kind:str="field",      # one of KINDS
                style:str="day",       # one of STYLES

@@ -52,7 +52,7 @@ def cells(i,            # whole numbers (as float or int), any shape
     mixed = _mix(_mix(_mix(start + np.uint32(0x9E3779B9)) + i) + j * np.uint32(0x27D4EB2F))
     return (mixed >> np.uint32(8)).astype(np.float32) * np.float32(2 ** -24)
 
-# %% ../../nbs/20_data/14_noise.ipynb #4e60e1a0
+# %% ../../nbs/20_data/14_noise.ipynb #f5e821f9
 class NoiseError(ValueError):
     "Coordinates or a number of octaves that make no noise."
 
@@ -81,6 +81,7 @@ def _lookup2(x, y):
     q += b * (flat[SIZE2 + 2:].take(at) - q)
     return p + a * (q - p)
 
+# %% ../../nbs/20_data/14_noise.ipynb #e107c484
 def noise2(u, v,           # coordinates, any one shape; features are about half a unit wide
            seed:int=0,     # another seed, another field
            octaves:int=4,  # how many; each has twice the frequency and half the height of the one before
@@ -92,6 +93,7 @@ def noise2(u, v,           # coordinates, any one shape; features are about half
     lookup = lambda k, x, y: (lambda c, s, dx, dy: _lookup2(c * x - s * y + dx, s * x + c * y + dy))(*_plane(k, seed))
     return _sum(lookup, (u, v), octaves, footprint)
 
+# %% ../../nbs/20_data/14_noise.ipynb #cf9339c4
 def _sum(lookup, coordinates, octaves, footprint):
     "Octaves `lookup(k, *coordinates)` added up, each faded by what pixels can show and looked up only where they show some of it."
     out = np.zeros(coordinates[0].shape, np.float32)
@@ -109,7 +111,7 @@ def _sum(lookup, coordinates, octaves, footprint):
             else: out[seen] += height * share[seen] * lookup(k, *(x[seen] for x in coordinates))
     return out
 
-# %% ../../nbs/20_data/14_noise.ipynb #4148b06e
+# %% ../../nbs/20_data/14_noise.ipynb #92df44dd
 @lru_cache(maxsize=1 << 16)
 def _turn(k, seed):
     "A rotation (3,3) and an offset (3,) for octave k: a unit quaternion from four hashed numbers (Shoemake 1992)."
@@ -134,6 +136,7 @@ def _lookup3(x, y, z):
     q += b * (along(side * side + side) - q)
     return p + a * (q - p)
 
+# %% ../../nbs/20_data/14_noise.ipynb #0e371329
 def noise3(points,         # (..., 3); features are about half a unit wide
            seed:int=0,     # another seed, another field
            octaves:int=4,  # how many

@@ -8,17 +8,17 @@ __all__ = ['STUCCO', 'CARS', 'BARKS', 'GREENS', 'PLACES', 'mirrored', 'house', '
            'bench', 'add', 'draw_street', 'line_street', 'tree_line', 'ridge', 'forest', 'hillside', 'lines', 'track',
            'shore', 'draw_field', 'headland', 'draw_ground', 'two_fields', 'path', 'plant_field', 'hoarding']
 
-# %% ../../nbs/20_data/15e_outdoors.ipynb #36f576d0
+# %% ../../nbs/20_data/15e_outdoors.ipynb #8314dc57
 import math
 from functools import partial
 import numpy as np
 from .light import Light, draw_light
-from .materials import (asphalt, brick, boards, colour, concrete, earth, fraction, grass, inside, leaves, mix, painted, paving, plaster, sand, snow, stripes, wood)
+from .materials import (asphalt, brick, colour, concrete, earth, fraction, grass, inside, leaves, mix, painted, paving, plaster, sand, snow, stripes, wood)
 from .noise import cells, noise2, resolved
-from .rooms import PAINTS, in_the_way, pick
+from .rooms import in_the_way, pick
 from .scenery import Ball, Belt, Box, Level, Scenery, Wall, clear_sky
 
-# %% ../../nbs/20_data/15e_outdoors.ipynb #a452dbe3
+# %% ../../nbs/20_data/15e_outdoors.ipynb #b3951a92
 def mirrored(p, seed):
     "What glass reflects, (3,k): sky above, the dark street below."
     r = p.view - 2 * (p.view * p.normal).sum(0) * p.normal
@@ -28,6 +28,7 @@ def mirrored(p, seed):
     houses = (p.light.sky * .26 + p.light.ground * .15)[:, None] * (np.float32(.8) + np.float32(.3) * noise2(az * 9, r[2] * 5, seed + 1, 2))
     return mix(houses, sky, np.clip((r[2] - roofs) * 30 + np.float32(.5), 0, 1))
 
+# %% ../../nbs/20_data/15e_outdoors.ipynb #26e64bf0
 def house(p, look, seed):
     "One house; u from its left corner. `look` is a dict drawn by `draw_house`."
     fh, ws, ww, wh, g = (look[k] for k in ("storey", "spacing", "width", "height", "ground"))
@@ -56,11 +57,12 @@ def house(p, look, seed):
     albedo = mix(inner, mix(albedo, look["trim"] * np.float32(.8), glass * bars), solid)
     return albedo * (1 - np.float32(.3) * np.exp(-np.maximum(p.v, 0) * 2)), (shine + lamp) * (1 - solid)
 
+# %% ../../nbs/20_data/15e_outdoors.ipynb #cfdb2a1a
 def shop(p, look, seed):
     "The ground floor of a house: glass between piers, goods behind it, a sign with letters over it."
     w, g = look["shop"], look["ground"]
     i, a = np.floor(p.u / np.float32(w)), fraction(p.u / np.float32(w)) * np.float32(w)
-    wide, top = w - .5, g - .95
+    top = g - .95
     glass = inside(a, .25, w - .25, p.fu) * inside(p.v, .45, top, p.fv)
     bars = inside(np.abs(a - np.float32(w / 2)), -1, .03, p.fu) + inside(np.abs(p.v - np.float32(top - .4)), -1, .025, p.fv)
     slope = np.clip(-1 / np.minimum((p.view * p.normal).sum(0), -.15), 0, 6)                  # goods stand 0.7 m behind the glass: they shift as one walks past
@@ -88,6 +90,7 @@ def shop(p, look, seed):
     glow = (inner * warm * np.float32(1.5) + mirrored(p, seed) * np.float32(look["mirror"] * .8)) * (1 - solid)
     return mix(inner, mix(albedo, hue * np.float32(.35), bars * glass), solid) * (1 - np.float32(.3) * np.exp(-np.maximum(p.v, 0) * 3)), glow
 
+# %% ../../nbs/20_data/15e_outdoors.ipynb #3b72eddf
 def facade(p, starts, looks, seed):
     "A row of houses: `starts` (m,) their left corners, `looks` how they look."
     at = np.clip(np.searchsorted(starts, p.u, side="right") - 1, 0, len(starts) - 1)
@@ -110,6 +113,7 @@ def roofline(u, starts, tops):
 
 STUCCO = tuple(colour(c) for c in ("#c9b79c", "#b98f6c", "#a8a294", "#c4a878", "#9fa7a2", "#b59a8c", "#8f9aa3", "#cfc4b2", "#a87f68", "#7f8b80"))
 
+# %% ../../nbs/20_data/15e_outdoors.ipynb #7d61abc2
 def draw_house(rng, style):
     "How a house looks: a dict of sizes in metres and materials."
     seed, kind = int(rng.integers(1 << 20)), rng.random()
@@ -135,7 +139,7 @@ def draw_row(rng, style, azimuth, offset, length=130.):
     starts, tops = np.array(starts, np.float32), np.array([k["top"] for k in looks], np.float32)
     return Wall(partial(facade, starts=starts, looks=looks, seed=int(rng.integers(1 << 20))), azimuth, offset, -length, length, partial(roofline, starts=starts, tops=tops))
 
-# %% ../../nbs/20_data/15e_outdoors.ipynb #973a4c39
+# %% ../../nbs/20_data/15e_outdoors.ipynb #3771d7db
 def street_ground(p, walk, road, kerbs, dash, zebra, seed):
     "Pavement outside and road inside of the two `kerbs` (near, far), with a dashed middle line and perhaps a zebra crossing around u = `zebra`."
     if kerbs is None: return walk(p)
@@ -160,6 +164,7 @@ def street_ground(p, walk, road, kerbs, dash, zebra, seed):
         albedo = albedo * (1 - np.float32(.6) * inside(p.v, min(k, k - s * .05), max(k, k - s * .05), p.fv))
     return albedo, 0
 
+# %% ../../nbs/20_data/15e_outdoors.ipynb #462ac987
 def car_body(p, base, half, seed):
     "Side and ends of a car's lower box: wheels, a dark underside, lamps, a door line. u along, v up."
     out = base * (1 + np.float32(.06) * np.clip((p.v - .45) * 6, -1, 1))
@@ -184,6 +189,7 @@ def car_top(p, base, half, high):
 
 CARS = tuple(colour(c) for c in ("#7c1f1f", "#1f3557", "#b9bcbf", "#2a2b2e", "#d6d5d0", "#3f4f45", "#8a7f6c", "#a8552a", "#55606a"))
 
+# %% ../../nbs/20_data/15e_outdoors.ipynb #905a1a50
 def car(rng, x, y, turn):
     "A parked car of two boxes at (x, y)."
     base, half = pick(rng, CARS), rng.uniform(1.9, 2.25)
@@ -207,6 +213,7 @@ def tree(rng, x, y, height=None, bare=None):
         parts.append(Ball(make, (x + d * math.cos(a), y + d * math.sin(a), rng.uniform(low + size * .7, h - size * .7)), (size, size, size * rng.uniform(.75, 1)), ragged=.34, seed=seed + k))
     return parts
 
+# %% ../../nbs/20_data/15e_outdoors.ipynb #e07d8fd9
 def fir(rng, x, y, height=None):
     "A conifer: ragged balls, each smaller than the one below."
     h, seed = height or rng.uniform(5, 11), int(rng.integers(1 << 20))
@@ -236,6 +243,7 @@ def bench(rng, x, y, turn):
     put = lambda a, b, z, size, m: Box(m, (x + c * a - s * b, y + s * a + c * b, z), size, turn, round=.01)
     return [put(0, 0, .45, (.85, .22, .025), plank), put(0, -.24, .72, (.85, .02, .16), plank), put(-.7, 0, .22, (.03, .2, .22), iron), put(.7, 0, .22, (.03, .2, .22), iron)]
 
+# %% ../../nbs/20_data/15e_outdoors.ipynb #ffa22a46
 def add(scenery, parts, camera, reach):
     "Put `parts` into the scenery unless they stand in the way or around the camera."
     if in_the_way(parts, camera, reach): return False
@@ -244,6 +252,7 @@ def add(scenery, parts, camera, reach):
     scenery.shapes += parts
     return True
 
+# %% ../../nbs/20_data/15e_outdoors.ipynb #8992332b
 def draw_street(rng, style, camera, reach:float=3.):
     "A street or a square: (light, scenery)."
     camera = np.asarray(camera, float)
@@ -269,6 +278,7 @@ def draw_street(rng, style, camera, reach:float=3.):
     line_street(rng, street, out, side, azimuth, offset, kerbs, camera, reach)
     return light, street
 
+# %% ../../nbs/20_data/15e_outdoors.ipynb #6b503f2c
 def line_street(rng, street, out, side, azimuth, offset, kerbs, camera, reach):
     "Cars at the kerb, trees, lamps and benches along the pavement."
     place = lambda u, v: tuple(out * v + side * u)
@@ -285,7 +295,7 @@ def line_street(rng, street, out, side, azimuth, offset, kerbs, camera, reach):
         elif rng.random() < .6: add(street, bench(rng, x, y, azimuth - math.pi / 2), camera, reach)
         u += step
 
-# %% ../../nbs/20_data/15e_outdoors.ipynb #93e2b916
+# %% ../../nbs/20_data/15e_outdoors.ipynb #e29d8cd4
 def tree_line(u, foot, radius, height, seed, gap=0.):
     "Height of a belt of trees at u (k,): clumps and single crowns."
     broad = noise2(np.cos(u / np.float32(radius)) * np.float32(radius * .03), np.sin(u / np.float32(radius)) * np.float32(radius * .03), seed, 2)
@@ -309,6 +319,7 @@ def hillside(p, base, other, seed):
     share = np.clip(np.float32(.5) + np.float32(1.6) * noise2(p.u * np.float32(.012), p.v * np.float32(.03), seed, 4, p.foot * .02), 0, 1)
     return mix(base, other, share), 0
 
+# %% ../../nbs/20_data/15e_outdoors.ipynb #909ec19f
 def lines(p, base, marks, paint):
     "White lines on a ground: `marks` are ('u'|'v', where, width, low, high) or ('circle', (u, v), radius, width)."
     albedo, glow = base(p)
@@ -334,6 +345,7 @@ def track(p, base, lawn, inner, outer, seed):
     albedo[:, index] = mix(albedo[:, index], tartan, inside(q.v, inner, outer + .05, q.fv))
     return albedo, 0
 
+# %% ../../nbs/20_data/15e_outdoors.ipynb #003fe5f4
 def shore(p, beach, at, seed):
     "A beach and, beyond v = `at`, the sea: wet sand, foam, waves that mirror the sky."
     wavy = np.float32(at) + np.float32(1.1) * noise2(p.u * np.float32(.12), np.zeros_like(p.u), seed, 3)
@@ -355,6 +367,7 @@ def shore(p, beach, at, seed):
 
 PLACES = ("meadow", "park", "pitch", "track", "beach", "snow", "forest", "court")
 
+# %% ../../nbs/20_data/15e_outdoors.ipynb #462b7f84
 def draw_field(rng, light:Light, camera, reach:float=3., place=None) -> Scenery:
     "An open place, one of `PLACES`, as seen by `camera` (3,)."
     camera, place = np.asarray(camera, float), place or pick(rng, (*PLACES, "meadow", "park", "beach", "forest"))
@@ -381,6 +394,7 @@ def headland(u, foot, radius, height, seed, away):
     turn = u / np.float32(radius) - np.float32(away)
     return ridge(u, foot, radius, height, seed) * np.clip(np.float32(.35) - np.cos(turn), 0, 1)
 
+# %% ../../nbs/20_data/15e_outdoors.ipynb #94e6fa77
 def draw_ground(rng, place, reach, seed):
     "The ground of a place; u, v along and towards what lies behind the people."
     green = lambda a="#55633c", b="#8a8a5c", **k: partial(grass, base=colour(a) * np.float32(.9), dry=colour(b) * np.float32(.9), seed=seed, **k)
@@ -404,6 +418,7 @@ def draw_ground(rng, place, reach, seed):
     if place == "park": return partial(path, lawn=green("#4d623a", "#757f4e", patchy=.3), way=partial(earth, base=colour(pick(rng, ("#a08f74", "#8f8576"))), leaf=colour("#7f6f54"), seed=seed, cover=.1), width=rng.uniform(1.4, 2.6), at=rng.uniform(-1.5, 5), bend=rng.uniform(.5, 2.5), seed=seed)
     return meadow
 
+# %% ../../nbs/20_data/15e_outdoors.ipynb #bb53a1c7
 def two_fields(p, inner, outer, half):
     "One ground inside a rectangle, another around it."
     share = inside(p.u, -half[0] - 1.2, half[0] + 1.2, p.fu) * inside(p.v, -half[1] - 1.2, half[1] + 1.2, p.fv)
@@ -416,6 +431,7 @@ def path(p, lawn, way, width, at, bend, seed):
     share = inside(p.v - middle + edge, -width / 2, width / 2, p.fv + np.float32(.12))
     return mix(lawn(p)[0], way(p)[0], share), 0
 
+# %% ../../nbs/20_data/15e_outdoors.ipynb #24cfbcaf
 def plant_field(rng, field_, place, azimuth, radius, camera, reach):
     "Trees, bushes, benches, goals and fences, most of them behind the people."
     out, side = np.array([math.cos(azimuth), math.sin(azimuth)]), np.array([-math.sin(azimuth), math.cos(azimuth)])
@@ -437,6 +453,7 @@ def plant_field(rng, field_, place, azimuth, radius, camera, reach):
         make = partial(hoarding, seed=int(rng.integers(1 << 20)))
         field_.shapes.append(Box(make, (*(out * (d + 12 * (place == "pitch"))), .5), (42., .04, .5), azimuth + math.pi / 2))
 
+# %% ../../nbs/20_data/15e_outdoors.ipynb #d3b526ee
 def hoarding(p, seed):
     "Boards with coloured fields around a sports ground."
     k = np.floor(p.u / 4)

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'UP', 'EAST', 'NORTH', 'SceneryError', 'Surface', 'dot', 'Rays', 'footprints', 'safe', 'Level', 'Wall',
-           'Belt', 'Box', 'Ball', 'clear_sky', 'Scenery']
+           'Belt', 'Box', 'Ball', 'clear_sky', 'Shadows', 'Scenery', 'camera_rays']
 
-# %% ../../nbs/20_data/15c_scenery.ipynb #6ab62dba
+# %% ../../nbs/20_data/15c_scenery.ipynb #bb8dd27e
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 import numpy as np
+from ..core.geometry import Camera
 from .light import Light
 from .materials import Patch, inside
 from .noise import noise2
@@ -41,7 +42,7 @@ class Surface:
         seen = self.colour * light.on(self.normal, self.sun * shadow, self.open * occlusion) + self.glow
         return np.where(self.lit[:, None], seen, self.colour)
 
-# %% ../../nbs/20_data/15c_scenery.ipynb #a9f23a9d
+# %% ../../nbs/20_data/15c_scenery.ipynb #f0ba9e07
 BLOCK = 64                          # rays that are tried together: neighbours in a row of the picture
 
 def _runs(rows):
@@ -53,6 +54,7 @@ def dot(a, b):
     "Scalar products (k,) of columns (3,k)."
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
+# %% ../../nbs/20_data/15c_scenery.ipynb #7993d844
 @dataclass(eq=False)
 class Rays:
     "n rays from one origin."
@@ -91,20 +93,21 @@ class Rays:
         index = index[:np.searchsorted(index, self.d.shape[1])]
         return index[to @ self.unit.take(index, 1) > cosine]
 
+# %% ../../nbs/20_data/15c_scenery.ipynb #df91ec03
 def footprints(foot, unit, normal, along, across):
     "Width of a pixel along two directions of a surface, (k,) each: stretched where the surface is seen flat."
     cosine = np.maximum(np.abs(dot(unit, normal)), np.float32(.02))
     stretch = 1 / cosine - 1
     return foot * (1 + stretch * np.abs(dot(unit, along))), foot * (1 + stretch * np.abs(dot(unit, across)))
 
-def safe(x): 
+def safe(x):
     "x without zeros, to divide by."
     return np.where(np.abs(x) < 1e-9, np.float32(1e-9), x)
 
 UP = np.array([[0], [0], [1]], np.float32)
 EAST, NORTH = np.array([[1], [0], [0]], np.float32), np.array([[0], [1], [0]], np.float32)
 
-# %% ../../nbs/20_data/15c_scenery.ipynb #5c98a6f0
+# %% ../../nbs/20_data/15c_scenery.ipynb #be88ac60
 @dataclass(eq=False)
 class Level:
     "A horizontal plane: the ground (seen from above) or a ceiling (seen from below)."
@@ -128,6 +131,7 @@ class Level:
         fu, fv = footprints(foot, unit, normal, along, across)
         return Patch(c * points[0] + s * points[1], c * points[1] - s * points[0], fu, fv, unit, normal, light)
 
+# %% ../../nbs/20_data/15c_scenery.ipynb #990a3d5d
 @dataclass(eq=False)
 class Wall:
     "An upright plane at `offset` metres from the world's origin along its outward azimuth, seen from inside."
@@ -159,6 +163,7 @@ class Wall:
         c, s = self.out[:2, 0]
         return Patch(c * points[1] - s * points[0], points[2], fu, fv, unit, normal, light)
 
+# %% ../../nbs/20_data/15c_scenery.ipynb #b56c7868
 @dataclass(eq=False)
 class Belt:
     "A round wall far out, seen from inside: a tree line, a hill, a photograph. u runs along it, `top` gives its height."
@@ -181,7 +186,7 @@ class Belt:
         normal = -points * np.array([[1], [1], [0]], np.float32); normal /= np.sqrt(dot(normal, normal))
         return Patch(np.arctan2(points[1], points[0]) * np.float32(self.radius), points[2], foot, foot, unit, normal, light)
 
-# %% ../../nbs/20_data/15c_scenery.ipynb #ceb83b47
+# %% ../../nbs/20_data/15c_scenery.ipynb #42137193
 @dataclass(eq=False)
 class Box:
     "A box that is turned about the vertical."
@@ -231,6 +236,7 @@ class Box:
         q = np.maximum(q, 0)
         return np.float32(.62) * np.clip(1 - np.sqrt(dot(q, q)) * np.float32(1 / reach), 0, 1) ** 2
 
+# %% ../../nbs/20_data/15c_scenery.ipynb #2db42f39
 @dataclass(eq=False)
 class Ball:
     "An ellipsoid with upright axis."
@@ -283,7 +289,7 @@ class Ball:
         q = (points - self.centre[:, None]) / self.half[:, None]
         return np.float32(.5) * np.clip(1 - (np.sqrt(dot(q, q)) - 1) * np.float32(self.radius / reach), 0, 1) ** 2
 
-# %% ../../nbs/20_data/15c_scenery.ipynb #32b22ff6
+# %% ../../nbs/20_data/15c_scenery.ipynb #d6134695
 def clear_sky(unit, light:Light, cover:float=.4, seed:int=0, angle:float=0.):
     "Radiance of the sky in unit directions (3,k): horizon to zenith, a halo around the sun, clouds; (3,k)."
     e = np.maximum(unit[2], 0)
@@ -301,39 +307,9 @@ def clear_sky(unit, light:Light, cover:float=.4, seed:int=0, angle:float=0.):
         out = out + (bright * (1 - np.float32(.28) * inner) - out) * (share * np.float32(.9))
     return out.astype(np.float32)
 
-@dataclass(eq=False)
-class Scenery:
-    "Shapes under a light."
-    light: Light
-    shapes: list = field(default_factory=list)
-    sky: Callable = clear_sky            # (unit (3,k), light, angle=) -> radiance (3,k)
-    haze: float = 0.                     # share of light lost per metre, 0 indoors
-    corners: tuple = ()                  # ((azimuth, offset), ...) of walls whose corners darken
-    bound: tuple = ()                    # walls that the viewer must stay inside of, same form
-    pool: tuple | None = None            # (x, y, radius): the sun is a lamp whose light ends there
-    panes: tuple = ()                    # ((azimuth, offset, left, right, bottom, top), ...): windows through which the sun throws bright patches
-
-    def solid(self): return [s for s in self.shapes if isinstance(s, (Box, Ball))]
-
-    def clear(self, position, margin:float=.15) -> bool:
-        "Whether a camera at `position` (3,) is above ground, inside the walls and in none of the solids."
-        x, y, z = (float(v) for v in position)
-        if z < margin or any(math.cos(a) * x + math.sin(a) * y > o - margin for a, o in self.bound): return False
-        if any(isinstance(s, Level) and s.height > 0 and z > s.height - margin for s in self.shapes): return False
-        p = np.array([x, y, z], np.float32)
-        return all((np.abs(s.axes @ (p - s.centre)) > s.half + margin).any() if isinstance(s, Box) else np.linalg.norm((p - s.centre) / (s.half + margin)) > 1 for s in self.solid())
-
-    def cast(self, rays):
-        "Distance to the nearest shape (n,), in lengths of the direction, and its number (n,), -1 for none."
-        n = rays.d.shape[1]
-        t, which = np.full(n, np.inf, np.float32), np.full(n, -1, np.int16)
-        for k, shape in enumerate(self.shapes):
-            index, s = shape.hit(rays)
-            nearer = s < t[index]
-            index = index[nearer]
-            t[index], which[index] = s[nearer], k
-        return t, which
-
+# %% ../../nbs/20_data/15c_scenery.ipynb #594afb0c
+class Shadows:
+    "What the solids of a scenery take from the light; a part of `Scenery`."
     def reaching(self, points):
         "For each solid whose shadow or nearness may change some of the points (3,k): its number and the slice of points, found by runs of points."
         numbers = [k for k, s in enumerate(self.shapes) if isinstance(s, (Box, Ball))]
@@ -386,6 +362,40 @@ class Scenery:
             inside_any += inside(u, left, right, blur) * inside(points[2] + way * d[2], bottom, top, blur) * (way > .01)
         return np.float32(.80) + np.float32(1.3) * np.minimum(inside_any, 1)
 
+# %% ../../nbs/20_data/15c_scenery.ipynb #44c7a36f
+@dataclass(eq=False)
+class Scenery(Shadows):
+    "Shapes under a light."
+    light: Light
+    shapes: list = field(default_factory=list)
+    sky: Callable = clear_sky            # (unit (3,k), light, angle=) -> radiance (3,k)
+    haze: float = 0.                     # share of light lost per metre, 0 indoors
+    corners: tuple = ()                  # ((azimuth, offset), ...) of walls whose corners darken
+    bound: tuple = ()                    # walls that the viewer must stay inside of, same form
+    pool: tuple | None = None            # (x, y, radius): the sun is a lamp whose light ends there
+    panes: tuple = ()                    # ((azimuth, offset, left, right, bottom, top), ...): windows through which the sun throws bright patches
+
+    def solid(self): return [s for s in self.shapes if isinstance(s, (Box, Ball))]
+
+    def clear(self, position, margin:float=.15) -> bool:
+        "Whether a camera at `position` (3,) is above ground, inside the walls and in none of the solids."
+        x, y, z = (float(v) for v in position)
+        if z < margin or any(math.cos(a) * x + math.sin(a) * y > o - margin for a, o in self.bound): return False
+        if any(isinstance(s, Level) and s.height > 0 and z > s.height - margin for s in self.shapes): return False
+        p = np.array([x, y, z], np.float32)
+        return all((np.abs(s.axes @ (p - s.centre)) > s.half + margin).any() if isinstance(s, Box) else np.linalg.norm((p - s.centre) / (s.half + margin)) > 1 for s in self.solid())
+
+    def cast(self, rays):
+        "Distance to the nearest shape (n,), in lengths of the direction, and its number (n,), -1 for none."
+        n = rays.d.shape[1]
+        t, which = np.full(n, np.inf, np.float32), np.full(n, -1, np.int16)
+        for k, shape in enumerate(self.shapes):
+            index, s = shape.hit(rays)
+            nearer = s < t[index]
+            index = index[nearer]
+            t[index], which[index] = s[nearer], k
+        return t, which
+
     def __call__(self, origin, directions, angle:float|None=None, # radians a pixel covers: detail finer than that fades
                 ) -> Surface:
         "What rays from `origin` (3,) along `directions` (n,3) meet, as a `Surface`."
@@ -414,3 +424,12 @@ class Scenery:
             bent = normal[:, away] - (facing[away] + np.float32(2e-3)) * rays.unit[:, away]
             normal[:, away] = bent / np.sqrt(dot(bent, bent))
         return Surface(np.ascontiguousarray(colour.T), t, np.ascontiguousarray(normal.T), which >= 0, sun, dome, np.ascontiguousarray(glow.T))
+
+# %% ../../nbs/20_data/15c_scenery.ipynb #198e0440
+def camera_rays(camera:Camera):
+    "Origin (3,), directions (H*W,3) float32 with camera z = 1, and the angle of a pixel in radians; distortion is left out."
+    K, R = camera.K.double().numpy(), camera.R.double().numpy()
+    h, w = camera.image_size
+    y, x = np.mgrid[0:h, 0:w] + .5
+    local = np.stack([(x - K[0, 2]) / K[0, 0], (y - K[1, 2]) / K[1, 1], np.ones((h, w))], -1).reshape(-1, 3)
+    return camera.centre.double().numpy().astype(np.float32), (local @ R).astype(np.float32), float(1 / K[0, 0])
