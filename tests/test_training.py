@@ -43,3 +43,21 @@ def test_an_early_stop_is_final(tmp_path):
 @pytest.mark.parametrize("wrong", [dict(precision="float16"), dict(device="gpu"), dict(nonfinite="ignore"), dict(accumulate=0)])
 def test_settings_that_cannot_be_meant(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))): LoopConfig(**wrong)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("limit", [0.0, 0.1, 1e9])
+def test_clipping_shortens_the_whole_gradient_and_tells_its_length_before(limit, accumulate):
+    "One step of plain descent with rate 1 moves the weights by the gradient itself."
+    with seeded(0): model = nn.Sequential(nn.Linear(1, 8), nn.ReLU(), nn.Linear(8, 1))
+    before = [p.detach().clone() for p in model.parameters()]
+    loss = lambda m, b: {"mse": (m(b["x"]) - b["y"]).square().mean()}
+    want = torch.autograd.grad(loss(model, {"x": X, "y": 3*X})["mse"], list(model.parameters()))
+    norm = torch.cat([g.flatten() for g in want]).norm().item()
+    assert norm > 0.2
+    config = LoopConfig(steps=1, lr=1.0, clip_norm=limit, accumulate=accumulate, log_every=1, device="cpu")
+    part = lambda number: {"x": X[number::accumulate], "y": 3*X[number::accumulate]}
+    [row] = fit(model, part, loss, config, make_optimiser=lambda m: torch.optim.SGD(m.parameters(), lr=1.0))
+    factor = limit/norm if 0 < limit < norm else 1.0
+    for p, old, g in zip(model.parameters(), before, want, strict=True): assert torch.allclose(old - p, factor*g, atol=1e-5)
+    assert row["grad_norm"] == pytest.approx(norm, rel=1e-5)

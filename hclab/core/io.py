@@ -11,11 +11,11 @@ __all__ = ['MAX_JSON', 'MAX_DEPTH', 'MAX_HEADER', 'MAX_DIMENSIONS', 'MAX_PRODUCT
            'Snapshot', 'damage', 'list_snapshots', 'save_snapshot', 'newest_valid', 'prune_snapshots', 'FolderLocked',
            'file_lock']
 
-# %% ../../nbs/00_core/02_io.ipynb #42728578
+# %% ../../nbs/00_core/02_io.ipynb #cc509a07
 import errno, hashlib, json, math, os, re, shutil, socket, time, warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -60,9 +60,10 @@ def disk_guard(path, needed:int=0):
         if e.errno not in _FULL: raise
         raise disk_full(path, needed, os.strerror(e.errno)) from e
 
-# %% ../../nbs/00_core/02_io.ipynb #6d752455
+# %% ../../nbs/00_core/02_io.ipynb #7892f5ae
 _DAY = 86_400     # seconds after which no save can still be under way
 _active = set()   # temporary paths that this process is writing now
+_unseen = set()   # folders that nobody opens before they are renamed: `save_snapshot` forces their files to the disk all at once
 
 def _host_tag() -> str: return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
 
@@ -101,7 +102,7 @@ def remove_stale_temps(folder) -> int:
     for path in stale: remove_temp(path)
     return len(stale)
 
-# %% ../../nbs/00_core/02_io.ipynb #0358338d
+# %% ../../nbs/00_core/02_io.ipynb #fec6848c
 def sync_folder(folder):
     "Force the names in `folder` to the disk, where the system can."
     if os.name == "nt": return
@@ -112,18 +113,20 @@ def sync_folder(folder):
     finally: os.close(fd)
 
 @contextmanager
-def atomic_file(path, needed:int=0):
-    "A binary file to write; it takes the place of `path` when the block ends, or never. `needed`: bytes, for the message of `DiskFull`."
+def atomic_file(path, needed:int=0, # bytes, for the message of `DiskFull`
+                synced:bool=False,  # the block forces its bytes to the disk itself
+               ):
+    "A binary file to write; it takes the place of `path` when the block ends, or never."
     path = Path(path)
     if not path.parent.is_dir(): raise NotWritable(errno.ENOENT, "there is no such folder; make it first", str(path.parent))
-    temp = temp_path(path.parent)
+    temp, now = temp_path(path.parent), path.parent not in _unseen
     with disk_guard(path, needed):
         try:
             with open(temp, "xb") as f:
                 yield f
-                f.flush(); os.fsync(f.fileno())
+                if now and not synced: f.flush(); os.fsync(f.fileno())
             os.replace(temp, path)
-            sync_folder(path.parent)
+            if now: sync_folder(path.parent)
         finally: remove_temp(temp)
 
 def atomic_write(path, data:bytes):
@@ -218,7 +221,7 @@ def _plain(name:str, tensor, path) -> "Tensor":
                               f"{', '.join(_TYPES.values())} in at most {MAX_DIMENSIONS} dimensions can be kept")
     return tensor.detach().resolve_neg().contiguous()
 
-# %% ../../nbs/00_core/02_io.ipynb #f9df5d9b
+# %% ../../nbs/00_core/02_io.ipynb #f34348a1
 PIECE = 8 * 2**20  # bytes handed to the disk and to the digest at a time
 _NAMES = {name: code for code, name in _TYPES.items()}
 
@@ -240,19 +243,21 @@ def _pieces(tensors:dict, header:bytes):
         numbers = memoryview(t.cpu().reshape(-1).view(torch.uint8).numpy())
         for at in range(0, len(numbers), PIECE): yield numbers[at:at + PIECE]
 
+class _OnDisk(str): "SHA-256 of a file whose bytes were forced to the disk."
+
 def _stream_tensors(path:Path, tensors:dict, text:dict|None, needed:int) -> str:
-    "Write the file and compute its SHA-256, which is returned, at the same time."
+    "Write the file, force it to the disk and compute its SHA-256, which is returned, at the same time."
     order = list(_TYPES.values())  # the library's: wide numbers first, so that each starts where it is aligned
     tensors = dict(sorted(tensors.items(), key=lambda item: (order.index(_type_name(item[1])), item[0])))
     digest, header = hashlib.sha256(), _header(tensors, text, path)
-    with ThreadPoolExecutor(1) as pool, atomic_file(path, needed) as f:
+    with ThreadPoolExecutor(1) as pool, atomic_file(path, needed, synced=True) as f:
         jobs = []
         for piece in _pieces(tensors, header):
             jobs.append(pool.submit(digest.update, piece))
             f.write(piece)
         f.flush(); os.fsync(f.fileno())  # here, while the last pieces are still being digested
         for job in jobs: job.result()
-    return digest.hexdigest()
+    return _OnDisk(digest.hexdigest())
 
 # %% ../../nbs/00_core/02_io.ipynb #24889278
 def save_tensors(path, tensors:"Mapping[str, Tensor]",        # name -> tensor of any shape, on any device
@@ -432,7 +437,7 @@ def damage(folder) -> list[str]:
     except FileNotFoundError: return ["it has no manifest"]
     except (JsonError, OSError) as e: return [str(e)]
 
-# %% ../../nbs/00_core/02_io.ipynb #db4f703f
+# %% ../../nbs/00_core/02_io.ipynb #871cba84
 def _order(folder:Path) -> int:
     "The number of a snapshot; -1 where its manifest cannot be read."
     try: return read_manifest(folder).order
@@ -452,34 +457,56 @@ def save_snapshot(root, name:str,                             # new name, e.g. "
                   writers:Mapping[str, Callable[[Path], Any]] # file name -> function that writes the file at the path it is given; it may return the SHA-256 of what it wrote, as `save_tensors` does
                  ) -> Snapshot:
     "Write a snapshot `root/name` as a whole or not at all. Raises `SnapshotError` if a sound one of that name exists, `DiskFull` if there is no room."
-    root = preflight(root)
+    root = Path(root)
     for n in (name, *writers): _check_name(n)
     target, temp, aside = root/name, temp_path(root), temp_path(root)
     if target.exists() and not damage(target): raise SnapshotError(f"{target} exists and is sound; give the new snapshot another name")
     try:
         with disk_guard(target):
-            temp.mkdir()
+            _begin(temp)
             manifest = _write_files(temp, target, writers, order=1 + max(map(_order, list_snapshots(root)), default=0))
             if target.exists(): os.replace(target, aside)  # damaged: its place is taken by the new one
             os.replace(temp, target)
             sync_folder(root)
     finally:
+        _unseen.discard(temp)
         for path in (temp, aside): remove_temp(path)
     return Snapshot(target, manifest)
 
-# %% ../../nbs/00_core/02_io.ipynb #84c95aa9
+# %% ../../nbs/00_core/02_io.ipynb #feae92ba
+def _begin(temp:Path):
+    "Make the hidden folder of a snapshot. Where that fails, `preflight` makes the root or says why nothing can be written there."
+    try: temp.mkdir()
+    except OSError as e:
+        if e.errno in _FULL: raise
+        preflight(temp.parent); temp.mkdir()
+    _unseen.add(temp)
+
+def _bytes_in(folder:Path) -> int:
+    "Bytes of the files that are in a folder now, while others come and go."
+    sizes = []
+    for path in folder.iterdir():
+        with suppress(FileNotFoundError): sizes.append(path.stat().st_size)
+    return sum(sizes)
+
+def _write_file(path:Path, target:Path, write:Callable) -> str|None:
+    "Let a writer make its file and force it to the disk; the SHA-256 that the writer returned, if it did."
+    with disk_guard(target/path.name, needed=_bytes_in(path.parent)):  # a writer of ours raises DiskFull with its own size
+        digest = write(path)
+        if not path.is_file(): raise SnapshotError(f"the writer of {path.name!r} made no file at the path it was given")
+        if not isinstance(digest, _OnDisk):
+            with open(path, "rb") as f: os.fsync(f.fileno())
+    return digest if isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest) else None
+
 def _write_files(temp:Path, target:Path, writers, order:int) -> Manifest:
-    "Fill `temp`: the files, forced to the disk, and the manifest last."
-    known = {}
-    for file, write in writers.items():
-        sizes = [p.stat().st_size for p in temp.iterdir()]
-        with disk_guard(target/file, needed=sum(sizes)): digest = write(temp/file)  # a writer of ours raises DiskFull with its own size
-        if not (temp/file).is_file(): raise SnapshotError(f"the writer of {file!r} made no file at the path it was given")
-        with open(temp/file, "rb") as f: os.fsync(f.fileno())
-        if isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest): known[file] = digest
+    "Fill `temp`: the files, two at a time, and the manifest, all forced to the disk."
+    with ThreadPoolExecutor(2) as pool:
+        jobs = {file: pool.submit(_write_file, temp/file, target, write) for file, write in writers.items()}
+        known = {file: job.result() for file, job in jobs.items()}
     with disk_guard(target/MANIFEST):
         manifest = Manifest.of(temp, order, known)
         manifest.write(temp)
+        with open(temp/MANIFEST, "rb") as f: os.fsync(f.fileno())
         sync_folder(temp)
     return manifest
 

@@ -49,9 +49,11 @@ def _sole(folder:Path, main:bool):
     if not main: yield; return
     with file_lock(preflight(folder)/"lock"): yield
 
-# %% ../../nbs/80_lab/02b_launch.ipynb #0bbceb54
+# %% ../../nbs/80_lab/02b_launch.ipynb #84ec338e
 def run_rank(run:str, profile:str, seed:int, folder:Path, pairs:Sequence[str]=()) -> dict:
     "Run the function in this process, as one of `$WORLD_SIZE`. The main process writes `result.json`."
+    from hclab.train.ranks import refuse_sharding  # loads torch, which the command's help does without
+    refuse_sharding(os.environ)
     function, kind = find_function(run)
     config, main = change(kind.for_profile(profile), pairs), int(os.environ.get("RANK", 0)) == 0
     with _sole(folder, main):

@@ -8,7 +8,7 @@ __all__ = ['PRECISIONS', 'POLICIES', 'IN_A_ROW', 'CAPTURES', 'LoopConfig', 'deca
            'not_finite', 'save_capture', 'meet_nonfinite', 'train_step', 'Stopped', 'keep_books', 'agree', 'start',
            'fit', 'replay', 'save_model', 'load_model']
 
-# %% ../../nbs/40_train/30_loop.ipynb #ba16d7d9
+# %% ../../nbs/40_train/30_loop.ipynb #ad962647
 import json, math, os, signal, threading, time, warnings
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -22,6 +22,7 @@ from torch import nn
 from ..core.config import Config, ConfigError, config_hash, content_hash, did_you_mean, use_one_thread
 from ..core.io import damage, load_tensors, read_json, save_snapshot, save_tensors, tensor_metadata, write_json
 from .checkpoint import Checkpointer, init_from as load_weights, join_state, split_state
+from .ranks import refuse_sharding
 from .schedule import Schedule, set_schedules
 
 # %% ../../nbs/40_train/30_loop.ipynb #39ad05ca
@@ -140,11 +141,12 @@ class Objective(nn.Module):
 
     def forward(self, batch): return self.loss(self.model, batch)
 
-# %% ../../nbs/40_train/30_loop.ipynb #7eb99527
+# %% ../../nbs/40_train/30_loop.ipynb #17eda097
 def make_accelerator(config:LoopConfig):
-    "Accelerate's object for these settings; joins the other processes where `accelerate launch` or `lab/launch` started several."
+    "Accelerate's object for these settings; joins the other processes where `accelerate launch` or `lab/launch` started several. Raises `ConfigError` for one network spread over processes."
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
+    refuse_sharding(os.environ)
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     AcceleratorState._reset_state(reset_partial_state=alone)  # settings of an earlier run in this process would stay in force
     GradientState._reset_state()

@@ -15,7 +15,9 @@ from hclab.core.config import use_one_thread
 from hclab.core.io import save_tensors
 from hclab.train.callbacks import Follow
 from hclab.train.loop import Callback, LoopConfig, fit, seeded
-from hclab.train.memory_bank import FeatureQueue
+from hclab.train.losses.contrastive import cross_modal_info_nce, nt_xent
+from hclab.train.memory_bank import FeatureQueue, MemoryBank, draw_negatives
+from hclab.train.ranks import gather_rows
 from hclab.train.schedule import Schedule
 from hclab.train.teacher import Teacher
 
@@ -68,6 +70,54 @@ def train(folder, steps=60, save_every=5, size=16, accumulate=1, pause=0.0, nois
     return curve
 
 
+def two_views(number: int, world: int, cut) -> dict:
+    "Of the joined batch of 16 points, as two modalities of which one is missing here and there, the part of one process: `cut` says how many each has."
+    step, rank = divmod(number, world)
+    joined = batch_at(step)
+    draw = torch.Generator().manual_seed(1000 + step)
+    index = torch.randperm(POINTS, generator=draw)[:16]
+    rows = {"a": joined["x"], "b": joined["y"] + 0.1*torch.randn(16, 8, generator=draw), "index": index, "there": torch.rand(16, generator=draw) > 0.3,
+            "drawn": draw_negatives(POINTS, 16, 12, draw, index)}
+    first = sum(cut[:rank])
+    return {name: value[first:first + cut[rank]] for name, value in rows.items()}
+
+
+def contrast(folder, cut, steps=20, out="", gather=True, kill_at=-1, raise_at=-1, **settings):
+    "Train two encoders to agree, with a bank of every sample and a teacher; each process has `cut[rank]` of the 16 samples of a step."
+    use_one_thread()
+    model = nn.ModuleDict({"a": make(noisy=False), "b": make(noisy=False)})
+    teacher, banks = Teacher(model["a"], Schedule("cosine", start=0.9, end=1.0, steps=60)), {m: MemoryBank(POINTS, 8, torch.Generator().manual_seed(i)) for i, m in enumerate("ab")}
+    join = (lambda x: gather_rows(x, gradient=x.is_floating_point())) if gather else (lambda x: x)
+
+    def loss(model, batch):
+        features = {m: join(model[m](batch[m])) for m in "ab"}
+        cross = cross_modal_info_nce(features, {m: banks[m].rows.clone() for m in "ab"}, drawn=join(batch["drawn"]), temperature=0.5, present={"b": join(batch["there"])})
+        taught = gather_rows(teacher(batch["a"])) if gather else teacher(batch["a"])
+        return {"in_batch": nt_xent(features["a"], features["b"]), **cross, "teacher": 0.1*(features["a"] - taught).square().mean()}
+
+    class Update(Callback):
+        "The banks and the teacher take what the step has learnt."
+        def after_step(self, run):
+            teacher.update(model["a"], run.step)
+            for _, batch in run.batches:
+                with torch.no_grad():
+                    banks["a"].update(batch["index"], model["a"](batch["a"]))
+                    banks["b"].update(batch["index"], model["b"](batch["b"]), batch["there"])
+
+    config = LoopConfig(steps=steps, batch=16, log_every=5, save_every=10, device="cpu", **settings)
+    world = int(os.environ.get("WORLD_SIZE", 1))
+
+    def source(number):
+        if number == raise_at: raise RuntimeError(f"batch {number} cannot be read")
+        if number == kill_at: os.kill(os.getpid(), signal.SIGKILL)
+        return two_views(number, world, cut)
+
+    fit(model, source, loss, config, Path(folder), callbacks=[Update()], state={"teacher": teacher, "bank_a": banks["a"], "bank_b": banks["b"]},
+        schedules={"lr": Schedule("cosine", start=0.05, steps=60, warmup=5)}, make_optimiser=lambda m: torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.9))
+    parts = {"model": model, "teacher": teacher, "bank_a": banks["a"], "bank_b": banks["b"]}
+    if out: save_tensors(out, {f"{part}.{k}": v for part, m in parts.items() for k, v in m.state_dict().items()})
+
+
 class Rows:
     "The points as a data set for a `Loader`."
     def __len__(self): return POINTS
@@ -94,7 +144,7 @@ def unchecked(folder, length, **more):
     train(folder, data=lambda number: sized(number), **more)
 
 
-JOBS = {"train": train, "of_length": of_length, "unchecked": unchecked}
+JOBS = {"train": train, "contrast": contrast, "of_length": of_length, "unchecked": unchecked}
 
 
 def child(request: dict) -> None:

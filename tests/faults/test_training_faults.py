@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from hclab.core.config import ConfigError
 from hclab.core.io import damage, list_snapshots, load_tensors, read_json, read_manifest
 from hclab.train.checkpoint import CheckpointError
 from hclab.data.loading import Loader
+from hclab.lab import launch
 from hclab.train.loop import Callback, LoopConfig, NonFinite, fit, replay
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -257,9 +259,10 @@ def pair(nursery, folder, job="train", seconds=30, each=({}, {}), **arguments) -
     return [nursery.wait(pid, max(until - time.monotonic(), 0.1)) for pid in pids]
 
 
-def test_f27_two_processes_equal_one_on_the_joined_batch(nursery, tmp_path):
+@pytest.mark.parametrize("size, accumulate", [(8, 1), (4, 2)])
+def test_f27_two_processes_equal_one_on_the_joined_batch(nursery, tmp_path, size, accumulate):
     outs = [str(tmp_path/f"rank{r}.safetensors") for r in (0, 1)]
-    codes = pair(nursery, fresh(tmp_path/"two"), noisy=False, size=8, steps=20, each=[dict(out=o) for o in outs])
+    codes = pair(nursery, fresh(tmp_path/"two"), noisy=False, size=size, accumulate=accumulate, steps=20, each=[dict(out=o) for o in outs])
     assert codes == [0, 0], nursery.words()[-3000:]
     assert nursery.run("train", folder=fresh(tmp_path/"one"), noisy=False, size=16, steps=20, out=str(tmp_path/"one.safetensors")) == 0
     one, ranks = load_tensors(tmp_path/"one.safetensors"), [load_tensors(o) for o in outs]
@@ -267,6 +270,48 @@ def test_f27_two_processes_equal_one_on_the_joined_batch(nursery, tmp_path):
     for name in one: assert torch.allclose(one[name], ranks[0][name], atol=1e-5), f"{name} differs from one process on the joined batch"
     terms = lambda folder: [row["mse"] for row in final(folder)["curve"]]
     assert torch.allclose(torch.tensor(terms(tmp_path/"two")), torch.tensor(terms(tmp_path/"one")), atol=1e-5)
+
+
+def contrasted(nursery, folder, cut, **more):
+    "What one process, or two, hold after training two encoders to agree; every rank's tensors, and the curve."
+    outs = [str(folder) + f"-rank{r}.safetensors" for r in range(len(cut))]
+    fresh(folder)
+    if len(cut) == 1: codes = [nursery.run("contrast", folder=str(folder), cut=cut, out=outs[0], **more)]
+    else: codes = pair(nursery, folder, job="contrast", cut=cut, each=[dict(out=o) for o in outs], **more)
+    assert set(codes) == {0}, nursery.words()[-3000:]
+    return [load_tensors(o) for o in outs], final(folder)["curve"]
+
+
+@pytest.fixture(scope="module")
+def alone(nursery, tmp_path_factory): return contrasted(nursery, tmp_path_factory.mktemp("contrast")/"one", [16])
+
+
+@pytest.mark.parametrize("cut", [[8, 8], [5, 11], [15, 1]])
+def test_f27_contrastive_training_on_two_processes_is_that_on_the_joined_batch(nursery, tmp_path, alone, cut):
+    [one], curve = alone
+    ranks, two = contrasted(nursery, tmp_path/"two", cut)
+    assert all(torch.equal(ranks[0][k], ranks[1][k]) for k in one), "weights, teacher or banks differ between the processes"
+    for name in one: assert torch.allclose(one[name], ranks[0][name], atol=1e-4), f"{name} differs from one process on the joined batch"
+    for a, b in zip(curve, two, strict=True): assert all(a[k] == pytest.approx(b[k], abs=1e-4) for k in a), (a, b)
+    assert curve[-1]["in_batch"] < 0.95*curve[0]["in_batch"], "nothing was learnt: the comparison would say nothing"
+
+
+@pytest.mark.parametrize("each", [(dict(), dict(kill_at=27)), (dict(raise_at=26), dict())])
+def test_f27_contrastive_training_that_loses_a_process_ends_and_resumes_with_the_same_bits(nursery, tmp_path, each):
+    whole, curve = contrasted(nursery, tmp_path/"whole", [5, 11])
+    codes = pair(nursery, fresh(tmp_path/"cut"), job="contrast", cut=[5, 11], each=each)
+    assert None not in codes and all(codes), "a process still ran after 30 s, waiting for rows of the other"
+    assert final(tmp_path/"cut")["step"] == 10
+    outs = [str(tmp_path/f"again{r}.safetensors") for r in (0, 1)]
+    assert pair(nursery, tmp_path/"cut", job="contrast", cut=[5, 11], each=[dict(out=o) for o in outs]) == [0, 0], nursery.words()[-3000:]
+    again = [load_tensors(o) for o in outs]
+    assert all(torch.equal(whole[r][k], again[r][k]) for r in (0, 1) for k in whole[0]) and final(tmp_path/"cut")["curve"] == curve
+
+
+def test_f27_without_the_gather_two_processes_train_something_else(nursery, tmp_path, alone):
+    [one], _ = alone
+    ranks, _ = contrasted(nursery, tmp_path/"two", [8, 8], gather=False)
+    assert any((one[k] - ranks[0][k]).abs().max() > 0.01 for k in one if k.startswith("model"))
 
 
 @pytest.mark.parametrize("fault, each", [("raises", (dict(), dict(raise_at=15))), ("is killed", (dict(), dict(kill_at=15))), ("main is killed", (dict(kill_at=14), dict()))])
@@ -324,3 +369,20 @@ def test_f3_the_launcher_passes_a_signal_on(tmp_path):
     words = process.communicate(timeout=60)[1]
     assert process.returncode == 143, words
     assert "stopped by SIGTERM after step" in words and final(tmp_path/"two")["step"] >= 10
+
+
+@pytest.mark.parametrize("variable, name", [("ACCELERATE_USE_FSDP", "FSDP"), ("ACCELERATE_USE_DEEPSPEED", "DeepSpeed"), ("ACCELERATE_USE_MEGATRON_LM", "Megatron-LM"),
+                                            ("ACCELERATE_USE_PARALLELISM_CONFIG", "parallelism")])
+def test_one_network_spread_over_processes_is_refused_before_anything_begins(tmp_path, monkeypatch, capsys, variable, name):
+    "Accelerate alone would train data-parallel on CPUs without a word, and save shards as if they were the network on GPUs."
+    monkeypatch.setenv(variable, "true")
+    assert launch.main(["hclab.lab.arms:example_arm", "--folder", str(tmp_path/"run"), "-p", "steps=3"]) == 2
+    assert name in capsys.readouterr().err and not (tmp_path/"run").exists()
+    monkeypatch.setenv(variable, "false")
+    assert launch.main(["hclab.lab.arms:example_arm", "--folder", str(tmp_path/"run"), "-p", "steps=3"]) == 0
+
+
+def test_the_loop_refuses_it_too(monkeypatch):
+    "A script of one's own under `accelerate launch --use_fsdp` never meets the launcher of the house."
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match="asks for FSDP"): fit(N.make(), N.batch_at, lambda m, b: {"mse": (m(b["x"]) - b["y"]).square().mean()}, CONFIG)

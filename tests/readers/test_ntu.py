@@ -52,7 +52,7 @@ def test_a_line_by_hand(tmp_path):
     path = put(tmp_path, "1\n1\n72057594037931101 0 1 1 1 1 0 0.02764709 0.05745083 2\n25\n" + "\n".join([joint] * 25) + "\n")
     (track,) = read_skeleton(path).tracks
     assert track.body_id == "72057594037931101" and track.frames.tolist() == [0] and track.states.eq(2).all()
-    assert torch.allclose(track.joints[0, 7], torch.tensor([-0.2181153, -0.1725972, 3.785547])) and torch.allclose(track.pixels[0, 3], torch.tensor([1036.233, 519.1677]))
+    assert torch.allclose(track.joints[0, 7], torch.tensor([-0.2181153, -0.1725972, 3.785547])) and torch.allclose(track.pixels[0, 3], torch.tensor([1036.233, 519.1677])) and torch.allclose(track.depth_pixels[0, 3], torch.tensor([277.419, 191.8218]))
 
 
 def test_the_turn_keeps_left_left(tmp_path, person):
@@ -128,6 +128,7 @@ def test_one_frame(tmp_path, person):
 def test_pixels_outside_are_nan(tmp_path):
     for word in ("-1.#INF", "nan", "-inf", "-3.4028235e38"):
         assert read_skeleton(put(tmp_path, GOOD.replace("1036.2", word))).tracks[0].pixels[..., 0].isnan().all()
+        assert read_skeleton(put(tmp_path, GOOD.replace("191.8", word))).tracks[0].depth_pixels[..., 1].isnan().all()
 
 
 def test_written_files_come_back(tmp_path, person):
@@ -136,7 +137,7 @@ def test_written_files_come_back(tmp_path, person):
     write_skeleton(tmp_path / "again.skeleton", first.tracks, 40)
     again = read_skeleton(tmp_path / "again.skeleton")
     for a, b in zip(first.tracks, again.tracks):
-        assert a.body_id == b.body_id and torch.equal(a.frames, b.frames) and torch.equal(a.states, b.states) and torch.allclose(a.joints, b.joints, atol=1e-6) and torch.allclose(a.pixels, b.pixels)
+        assert a.body_id == b.body_id and torch.equal(a.frames, b.frames) and torch.equal(a.states, b.states) and torch.allclose(a.joints, b.joints, atol=1e-6) and torch.allclose(a.pixels, b.pixels) and torch.allclose(a.depth_pixels, b.depth_pixels)
 
 
 def line(n, old, new):
@@ -224,5 +225,5 @@ def test_memory_is_at_most_twice_what_is_returned(tmp_path):
     tracemalloc.start()
     recording = read_skeleton(path)
     peak = tracemalloc.get_traced_memory()[1]; tracemalloc.stop()
-    held = sum(x.numel() * x.element_size() for t in recording.tracks for x in (t.joints, t.pixels, t.states, t.frames))
+    held = sum(x.numel() * x.element_size() for t in recording.tracks for x in (t.joints, t.pixels, t.depth_pixels, t.states, t.frames))
     assert peak < 2 * held, f"{peak / held:.2f} times"

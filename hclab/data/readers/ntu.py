@@ -91,7 +91,7 @@ class Lines:
                 except ValueError: self.fail(f"{what}: number {i + 1} of {len(words)} is {w[:40]!r}, which is no number")
         return values
 
-# %% ../../../nbs/20_data/readers/14_ntu.ipynb #8f1d2623
+# %% ../../../nbs/20_data/readers/14_ntu.ipynb #3d5630f8
 MAX_FRAMES = 100_000     # almost an hour; recordings last seconds
 MAX_BODIES = 6           # that a Kinect v2 tracks at a time
 FAR = 100.0              # metres; the sensor sees 8
@@ -104,6 +104,7 @@ class Track:
     joints: torch.Tensor     # (n,25,3) float32 metres, camera frame (x right, y down, z forward); zeros where lost
     states: torch.Tensor     # (n,25) int8: 2 tracked, 1 inferred by the sensor's model of a body, 0 lost
     pixels: torch.Tensor     # (n,25,2) float32: place in the colour picture (1920 x 1080), NaN where it has none
+    depth_pixels: torch.Tensor|None = None   # (n,25,2) float32: place in the depth picture (512 x 424), NaN where it has none
 
 @dataclass(frozen=True, eq=False)
 class Recording:
@@ -120,6 +121,7 @@ class _Open:
     frames: array = field(default_factory=lambda: array("q"))
     joints: array = field(default_factory=lambda: array("f"))
     pixels: array = field(default_factory=lambda: array("f"))
+    depth_pixels: array = field(default_factory=lambda: array("f"))
     states: array = field(default_factory=lambda: array("b"))
 
     def close(self, body_id:str) -> Track:
@@ -127,9 +129,10 @@ class _Open:
         n, tensor = len(self.frames), lambda a, t: torch.frombuffer(a, dtype=t)
         joints = tensor(self.joints, torch.float32).view(n, 25, 3)
         joints[..., :2].neg_()
-        return Track(body_id, tensor(self.frames, torch.int64), joints, tensor(self.states, torch.int8).view(n, 25), tensor(self.pixels, torch.float32).view(n, 25, 2))
+        places = (tensor(p, torch.float32).view(n, 25, 2) for p in (self.pixels, self.depth_pixels))
+        return Track(body_id, tensor(self.frames, torch.int64), joints, tensor(self.states, torch.int8).view(n, 25), *places)
 
-# %% ../../../nbs/20_data/readers/14_ntu.ipynb #3348146a
+# %% ../../../nbs/20_data/readers/14_ntu.ipynb #23fa6716
 def _joint(lines:Lines, who:str, track:_Open):
     "Read one line of a joint into `track`."
     words = lines.line(who)
@@ -142,7 +145,7 @@ def _joint(lines:Lines, who:str, track:_Open):
         x = y = z = 0.0
     if max(abs(x), abs(y), abs(z)) > FAR: lines.fail(f"{who} is at {x:g} {y:g} {z:g}; metres are expected and a Kinect sees 8 of them (millimetres? divide by 1000)")
     track.joints.extend((x, y, z) if state != "0" else (0.0, 0.0, 0.0))
-    track.pixels.extend(v if math.isfinite(v) and abs(v) < 1e30 else math.nan for v in values[5:7])
+    for place, two in ((track.depth_pixels, values[3:5]), (track.pixels, values[5:7])): place.extend(v if math.isfinite(v) and abs(v) < 1e30 else math.nan for v in two)
     track.states.append(int(state))
 
 def _body(lines:Lines, f:int, tracks:dict[str, _Open]):
@@ -174,9 +177,9 @@ def read_skeleton(path # a .skeleton file
     except NTUError: name = None
     return Recording(name, frames, tuple(track.close(i) for i, track in tracks.items()), path.name)
 
-# %% ../../../nbs/20_data/readers/14_ntu.ipynb #14b05f77
+# %% ../../../nbs/20_data/readers/14_ntu.ipynb #bd3cf7f5
 def write_skeleton(path, tracks, frames:int):
-    "Write `tracks` (of `Track`) as a `.skeleton` file of `frames` frames. Places in the depth picture and orientations are zeros: hclab does not keep them."
+    "Write `tracks` (of `Track`) as a `.skeleton` file of `frames` frames. Orientations are zeros: hclab does not keep them."
     at = {(int(f), k): i for k, track in enumerate(tracks) for i, f in enumerate(track.frames)}
     with open(path, "w", encoding="ascii") as file:
         file.write(f"{frames}\n")
@@ -186,8 +189,9 @@ def write_skeleton(path, tracks, frames:int):
             for k, i in here:
                 track = tracks[k]
                 file.write(f"{track.body_id} 0 1 1 1 1 0 0 0 2\n25\n")
-                for (x, y, z), (u, v), state in zip(track.joints[i].tolist(), track.pixels[i].tolist(), track.states[i].tolist()):
-                    file.write(f"{-x:.7g} {-y:.7g} {z:.7g} 0 0 {u:.7g} {v:.7g} 0 0 0 0 {state}\n")
+                depth = torch.full((25, 2), math.nan) if track.depth_pixels is None else track.depth_pixels[i]
+                for (x, y, z), (a, b), (u, v), state in zip(track.joints[i].tolist(), depth.tolist(), track.pixels[i].tolist(), track.states[i].tolist()):
+                    file.write(f"{-x:.7g} {-y:.7g} {z:.7g} {a:.7g} {b:.7g} {u:.7g} {v:.7g} 0 0 0 0 {state}\n")
 
 # %% ../../../nbs/20_data/readers/14_ntu.ipynb #11ac66bc
 MIN_FRAMES, WIDE, WIDE_SHARE = 12, 0.8, 0.69754
