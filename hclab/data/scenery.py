@@ -236,7 +236,7 @@ class Box:
         q = np.maximum(q, 0)
         return np.float32(.62) * np.clip(1 - np.sqrt(dot(q, q)) * np.float32(1 / reach), 0, 1) ** 2
 
-# %% ../../nbs/20_data/15c_scenery.ipynb #2db42f39
+# %% ../../nbs/20_data/15c_scenery.ipynb #8491cb9d
 @dataclass(eq=False)
 class Ball:
     "An ellipsoid with upright axis."
@@ -261,9 +261,10 @@ class Ball:
         index, depth = index[keep], root[keep] / dd[keep]             # depth: squared half chord, 1 in the middle, 0 at the rim
         if self.ragged and len(index):
             a, to = rays.unit[:, index], self.centre - rays.origin               # the outline is eaten where the ray passes the middle most closely
-            m = rays.origin[:, None] + a * (a[0] * to[0] + a[1] * to[1] + a[2] * to[2])
-            foot = np.float32(rays.angle * np.linalg.norm(to))
-            eaten = noise2((m[0] + np.float32(.6) * m[1]) * np.float32(2.2), (m[2] + np.float32(.8) * m[1]) * np.float32(2.2), self.seed, 4, foot * 2.2)
+            near_ = a[0] * to[0] + a[1] * to[1] + a[2] * to[2]
+            flat = np.float32(2.2 / max(math.hypot(to[0], to[1]), 1e-6))
+            side, high = (a[1] * to[0] - a[0] * to[1]) * near_ * flat, (rays.origin[2] + a[2] * near_) * np.float32(2.2)
+            eaten = noise2(side, high, self.seed, 4, np.float32(2.2 * rays.angle * np.linalg.norm(to)))
             whole = depth + np.float32(.55) * eaten > np.float32(self.ragged)
             index, t = index[whole], t[whole]
         front = t > 1e-4
