@@ -70,7 +70,8 @@ def test_surfaces_are_sound():
         assert np.abs(np.linalg.norm(s.normal, axis=1) - 1).max() < 1e-3
         assert ((s.normal * ways).sum(1) < 0).all(), "every normal faces its ray"
         assert (s.distance > 0).all() and np.array_equal(np.isinf(s.distance), s.sky) and not (s.sky & s.lit).any()
-        assert 0 <= s.colour.min() and s.colour[s.lit].max(initial=0) < 1 and s.colour.max() < 12 and 0 <= s.glow.min() and s.glow.max() < 12
+        assert 0 <= s.colour.min() and s.colour[s.lit].max(initial=0) < 1 and s.colour.max() < 12, (kind, style)
+        assert 0 <= s.glow.min() and s.glow.max() < 12, (kind, style)
         assert 0 <= s.sun.min() and s.sun.max() < 2.2 and 0 <= s.open.min() and s.open.max() <= 1.0001
         picture = tone(s.radiance(some_light()))
         assert np.isfinite(picture).all() and 0 <= picture.min() and picture.max() <= 1
@@ -93,7 +94,7 @@ def test_people_have_their_place():
     ways = np.stack([np.cos(a), np.sin(a), 0 * a], 1)
     for rng, kind, style, eye, _, _ in cases(120, 3000):
         backdrop = draw_backdrop(rng, kind, style, eye, 1.8)
-        assert backdrop(np.array([0, 0, .4]), ways).distance.min() > 1.5, (kind, style)
+        assert backdrop(np.array([0, 0, .4]), ways).distance.min() > 1.79, (kind, style)
 
 
 def test_light_comes_from_the_open_side_of_a_street():
@@ -137,7 +138,7 @@ def test_distances_put_rays_on_their_shapes():
     residual += [np.abs((np.abs(q) - [.5, .3, .5]).max(1)), np.abs(np.linalg.norm((p - [-1, .8, .7]) / [.4, .5, .6], axis=1) - 1), np.abs(np.hypot(p[:, 0], p[:, 1]) - 30)]
     for k, r in enumerate(residual):
         mine = (which == k) & close
-        assert mine.sum() > 100 and r[mine].max() < 2e-3, k
+        assert mine.sum() > 50 and r[mine].max() < 2e-3, k
 
 
 def test_the_nearest_shape_wins_and_length_does_not_matter():

@@ -15,7 +15,7 @@ from .outdoors import draw_field, draw_street
 from .rooms import draw_photo, draw_room, draw_studio
 from .scenery import Scenery, Surface
 
-# %% ../../nbs/20_data/15f_backdrops.ipynb #018835f0
+# %% ../../nbs/20_data/15f_backdrops.ipynb #8ebad7c8
 class BackdropError(ValueError):
     "A kind, a style or a camera for which there is no backdrop."
 
@@ -40,6 +40,7 @@ class Backdrop:
         "Whether a camera at this place (3,) is above ground, before all walls and in no thing."
         return self.scenery.clear(camera, margin)
 
+# %% ../../nbs/20_data/15f_backdrops.ipynb #3056c581
 def draw_backdrop(rng:np.random.Generator,     # every choice comes from it: the same state, the same backdrop
                   kind:str="room",             # one of KINDS
                   style:str="day",             # one of STYLES

@@ -57,14 +57,14 @@ def house(p, look, seed):
     albedo = mix(inner, mix(albedo, look["trim"] * np.float32(.8), glass * bars), solid)
     return albedo * (1 - np.float32(.3) * np.exp(-np.maximum(p.v, 0) * 2)), (shine + lamp) * (1 - solid)
 
-# %% ../../nbs/20_data/15e_outdoors.ipynb #cfdb2a1a
+# %% ../../nbs/20_data/15e_outdoors.ipynb #f2ae20e9
 def shop(p, look, seed):
     "The ground floor of a house: glass between piers, goods behind it, a sign with letters over it."
     w, g = look["shop"], look["ground"]
     i, a = np.floor(p.u / np.float32(w)), fraction(p.u / np.float32(w)) * np.float32(w)
     top = g - .95
     glass = inside(a, .25, w - .25, p.fu) * inside(p.v, .45, top, p.fv)
-    bars = inside(np.abs(a - np.float32(w / 2)), -1, .03, p.fu) + inside(np.abs(p.v - np.float32(top - .4)), -1, .025, p.fv)
+    bars = np.maximum(inside(np.abs(a - np.float32(w / 2)), -1, .03, p.fu), inside(np.abs(p.v - np.float32(top - .4)), -1, .025, p.fv))
     slope = np.clip(-1 / np.minimum((p.view * p.normal).sum(0), -.15), 0, 6)                  # goods stand 0.7 m behind the glass: they shift as one walks past
     side = p.view[0] * -p.normal[1] + p.view[1] * p.normal[0]
     s, t = p.u + np.float32(.7) * slope * side, p.v + np.float32(.7) * slope * p.view[2]

@@ -6,8 +6,8 @@
 __all__ = ['PHOTOGRAPHS', 'FABRICS', 'WOODS', 'METALS', 'PIECES', 'WIDTHS', 'FLOORS', 'PAINTS', 'dressed', 'framed', 'outside',
            'window', 'door', 'clock', 'screen', 'radiator', 'floored', 'photographs', 'photo', 'lookup', 'photograph',
            'Spot', 'pick', 'sofa', 'bookcase', 'sideboard', 'glowing', 'lamp_on', 'vase_on', 'plant', 'floor_lamp',
-           'shelf_table', 'boxes', 'in_the_way', 'draw_floor', 'draw_wall', 'hang', 'draw_room', 'furnish', 'sweep',
-           'draw_studio', 'paper_sky', 'backdrop_photo', 'photo_floor', 'soft_edge', 'draw_photo']
+           'shelf_table', 'boxes', 'from_origin', 'in_the_way', 'draw_floor', 'draw_wall', 'hang', 'draw_room',
+           'furnish', 'sweep', 'draw_studio', 'paper_sky', 'backdrop_photo', 'photo_floor', 'soft_edge', 'draw_photo']
 
 # %% ../../nbs/20_data/15d_rooms.ipynb #181e68be
 import math
@@ -275,14 +275,20 @@ def _card(p, base):
 PIECES = (sofa, sofa, bookcase, bookcase, sideboard, sideboard, plant, plant, floor_lamp, shelf_table, boxes, lambda rng, spot: sofa(rng, spot, rng.uniform(.8, .95)))
 WIDTHS = {sofa: 2.4, bookcase: 1.8, sideboard: 1.9, plant: .7, floor_lamp: .7, shelf_table: 1.7, boxes: .9}
 
-# %% ../../nbs/20_data/15d_rooms.ipynb #0db9ae12
+# %% ../../nbs/20_data/15d_rooms.ipynb #4737a556
+def from_origin(s) -> float:
+    "Metres over the floor from the origin to a box or ball."
+    if isinstance(s, Ball): return float(np.hypot(*s.centre[:2]) - s.half[:2].max())
+    q = np.abs(s.axes @ -s.centre)[:2] - s.half[:2]
+    return float(np.hypot(*np.maximum(q, 0)))
+
 def in_the_way(shapes, camera, reach, gap=.45) -> bool:
     "Whether one of the shapes stands where people are, or near the line from the camera to them."
     camera = np.asarray(camera, float)[:2]
     for s in shapes:
         here, radius = s.centre[:2].astype(float), float(np.hypot(*s.half[:2]))
         share = np.clip(here @ camera / max(camera @ camera, 1e-9), 0, 1)
-        if np.hypot(*here) < reach + .5 * radius - .15 or np.hypot(*(here - share * camera)) < radius + gap: return True
+        if from_origin(s) < reach or np.hypot(*(here - share * camera)) < radius + gap: return True
     return False
 
 FLOORS = ("planks", "planks", "parquet", "tiles", "marble", "chequer", "carpet", "carpet", "concrete")
