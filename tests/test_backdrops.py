@@ -78,7 +78,7 @@ def test_surfaces_are_sound():
 
 
 def test_500_cameras_stand_free_and_see_the_person():
-    for rng, kind, style, eye, _, forward in cases(500, 1000):
+    for rng, kind, style, eye, _, _ in cases(500, 1000):
         reach = rng.uniform(1, 3)
         backdrop = draw_backdrop(rng, kind, style, eye, reach)
         assert backdrop.clear(eye), (kind, style, eye)

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['BackdropError', 'Backdrop', 'draw_backdrop']
 
-# %% ../../nbs/20_data/15f_backdrops.ipynb #8c6fd104
-import math
+# %% ../../nbs/20_data/15f_backdrops.ipynb #ed4dccab
 from dataclasses import dataclass
 import numpy as np
 from ..core.config import did_you_mean

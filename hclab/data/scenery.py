@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'UP', 'EAST', 'NORTH', 'WHITEST', 'SceneryError', 'Surface', 'dot', 'Rays', 'footprints', 'safe', 'Level',
-           'Wall', 'Belt', 'Box', 'Ball', 'clear_sky', 'Shadows', 'Scenery', 'camera_rays']
+           'Wall', 'Belt', 'Box', 'Ball', 'clear_sky', 'Stage', 'bright_patches', 'Shadows', 'Scenery', 'camera_rays']
 
 # %% ../../nbs/20_data/15c_scenery.ipynb #bb8dd27e
 import math
@@ -308,9 +308,57 @@ def clear_sky(unit, light:Light, cover:float=.4, seed:int=0, angle:float=0.):
         out = out + (bright * (1 - np.float32(.28) * inner) - out) * (share * np.float32(.9))
     return out.astype(np.float32)
 
-# %% ../../nbs/20_data/15c_scenery.ipynb #594afb0c
-class Shadows:
-    "What the solids of a scenery take from the light; a part of `Scenery`."
+# %% ../../nbs/20_data/15c_scenery.ipynb #77a20a96
+@dataclass(eq=False)
+class Stage:
+    "Shapes under a light: what `Scenery` is made of."
+    light: Light
+    shapes: list = field(default_factory=list)
+    sky: Callable = clear_sky            # (unit (3,k), light, angle=) -> radiance (3,k)
+    haze: float = 0.                     # share of light lost per metre, 0 indoors
+    corners: tuple = ()                  # ((azimuth, offset), ...) of walls whose corners darken
+    bound: tuple = ()                    # walls that the viewer must stay inside of, same form
+    pool: tuple | None = None            # (x, y, radius): the sun is a lamp whose light ends there
+    panes: tuple = ()                    # ((azimuth, offset, left, right, bottom, top), ...): windows through which the sun throws bright patches
+
+    def solid(self): return [s for s in self.shapes if isinstance(s, (Box, Ball))]
+
+    def clear(self, position, margin:float=.15) -> bool:
+        "Whether a camera at `position` (3,) is above ground, inside the walls and in none of the solids."
+        x, y, z = (float(v) for v in position)
+        if z < margin or any(math.cos(a) * x + math.sin(a) * y > o - margin for a, o in self.bound): return False
+        if any(isinstance(s, Level) and s.height > 0 and z > s.height - margin for s in self.shapes): return False
+        p = np.array([x, y, z], np.float32)
+        return all((np.abs(s.axes @ (p - s.centre)) > s.half + margin).any() if isinstance(s, Box) else np.linalg.norm((p - s.centre) / (s.half + margin)) > 1 for s in self.solid())
+
+    def cast(self, rays):
+        "Distance to the nearest shape (n,), in lengths of the direction, and its number (n,), -1 for none."
+        n = rays.d.shape[1]
+        t, which = np.full(n, np.inf, np.float32), np.full(n, -1, np.int16)
+        for k, shape in enumerate(self.shapes):
+            index, s = shape.hit(rays)
+            nearer = s < t[index]
+            index = index[nearer]
+            t[index], which[index] = s[nearer], k
+        return t, which
+
+# %% ../../nbs/20_data/15c_scenery.ipynb #fcc0f0c7
+def bright_patches(points, foot, direction, panes):
+    "A factor on the sun (k,) at points (3,k): below 1 away from the patches that `panes` throw, above 1 in them."
+    total = np.zeros(points.shape[1], np.float32)
+    for azimuth, offset, left, right, bottom, top in panes:
+        c, s = np.float32(math.cos(azimuth)), np.float32(math.sin(azimuth))
+        way = (offset - c * points[0] - s * points[1]) / np.float32(max(c * direction[0] + s * direction[1], .05))
+        index = np.flatnonzero((way > .01) & (points[2] + way * direction[2] < top + .5))      # most points look over the window
+        if not len(index): continue
+        x, y, z = (points[k, index] + way[index] * direction[k] for k in range(3))
+        blur = foot[index] + way[index] * np.float32(.05) + np.float32(.02)
+        total[index] += inside(c * y - s * x, left, right, blur) * inside(z, bottom, top, blur)
+    return np.float32(.80) + np.float32(1.3) * np.minimum(total, 1)
+
+# %% ../../nbs/20_data/15c_scenery.ipynb #f257c671
+class Shadows(Stage):
+    "What the solids of a stage take from the light."
     def reaching(self, points):
         "For each solid whose shadow or nearness may change some of the points (3,k): its number and the slice of points, found by runs of points."
         numbers = [k for k, s in enumerate(self.shapes) if isinstance(s, (Box, Ball))]
@@ -342,7 +390,8 @@ class Shadows:
             if len(index): dome[part.start + index] *= 1 - s.touch(points.take(part.start + index, 1), s.reach)
         for azimuth, offset in self.corners:
             gap = offset - math.cos(azimuth) * points[0] - math.sin(azimuth) * points[1]
-            dome *= 1 - np.float32(.38) * np.exp(-np.maximum(gap, 0) * np.float32(3.2)) * (gap > .004)
+            near_ = np.flatnonzero((gap < 1.2) & (gap > .004))
+            dome[near_] *= 1 - np.float32(.38) * np.exp(-gap[near_] * np.float32(3.2))
         if self.corners:
             top = max((s.height for s in self.shapes if isinstance(s, Level)), default=0)
             for gap in (points[2], top - points[2]) if top else (points[2],): dome *= 1 - np.float32(.30) * np.exp(-np.abs(gap) * np.float32(3.5)) * (np.abs(gap) > .004)
@@ -350,56 +399,13 @@ class Shadows:
             x, y, r = self.pool
             far = ((points[0] - np.float32(x)) ** 2 + (points[1] - np.float32(y)) ** 2) * np.float32(1 / r ** 2)
             sun *= 1 / (1 + far * far)
-        return sun * self.bright_patches(points, foot) if self.panes else sun, dome
+        return sun * bright_patches(points, foot, d, self.panes) if self.panes else sun, dome
 
-    def bright_patches(self, points, foot):
-        "A factor on the sun (k,): below 1 away from the patches that windows throw on floor and walls, above 1 in them."
-        d, inside_any = self.light.direction, np.zeros(points.shape[1], np.float32)
-        for azimuth, offset, left, right, bottom, top in self.panes:
-            c, s = math.cos(azimuth), math.sin(azimuth)
-            way = (offset - np.float32(c) * points[0] - np.float32(s) * points[1]) / np.float32(max(c * d[0] + s * d[1], .05))
-            u = np.float32(c) * (points[1] + way * d[1]) - np.float32(s) * (points[0] + way * d[0])
-            blur = foot + way * np.float32(.05) + np.float32(.02)
-            inside_any += inside(u, left, right, blur) * inside(points[2] + way * d[2], bottom, top, blur) * (way > .01)
-        return np.float32(.80) + np.float32(1.3) * np.minimum(inside_any, 1)
+# %% ../../nbs/20_data/15c_scenery.ipynb #80f42828
+WHITEST = .95     # albedo: nothing sends back more (fresh snow .9)
 
-# %% ../../nbs/20_data/15c_scenery.ipynb #0824a596
-WHITEST = .95                       # albedo: nothing sends back more (fresh snow .9)
-
-# %% ../../nbs/20_data/15c_scenery.ipynb #4934af32
-@dataclass(eq=False)
 class Scenery(Shadows):
-    "Shapes under a light."
-    light: Light
-    shapes: list = field(default_factory=list)
-    sky: Callable = clear_sky            # (unit (3,k), light, angle=) -> radiance (3,k)
-    haze: float = 0.                     # share of light lost per metre, 0 indoors
-    corners: tuple = ()                  # ((azimuth, offset), ...) of walls whose corners darken
-    bound: tuple = ()                    # walls that the viewer must stay inside of, same form
-    pool: tuple | None = None            # (x, y, radius): the sun is a lamp whose light ends there
-    panes: tuple = ()                    # ((azimuth, offset, left, right, bottom, top), ...): windows through which the sun throws bright patches
-
-    def solid(self): return [s for s in self.shapes if isinstance(s, (Box, Ball))]
-
-    def clear(self, position, margin:float=.15) -> bool:
-        "Whether a camera at `position` (3,) is above ground, inside the walls and in none of the solids."
-        x, y, z = (float(v) for v in position)
-        if z < margin or any(math.cos(a) * x + math.sin(a) * y > o - margin for a, o in self.bound): return False
-        if any(isinstance(s, Level) and s.height > 0 and z > s.height - margin for s in self.shapes): return False
-        p = np.array([x, y, z], np.float32)
-        return all((np.abs(s.axes @ (p - s.centre)) > s.half + margin).any() if isinstance(s, Box) else np.linalg.norm((p - s.centre) / (s.half + margin)) > 1 for s in self.solid())
-
-    def cast(self, rays):
-        "Distance to the nearest shape (n,), in lengths of the direction, and its number (n,), -1 for none."
-        n = rays.d.shape[1]
-        t, which = np.full(n, np.inf, np.float32), np.full(n, -1, np.int16)
-        for k, shape in enumerate(self.shapes):
-            index, s = shape.hit(rays)
-            nearer = s < t[index]
-            index = index[nearer]
-            t[index], which[index] = s[nearer], k
-        return t, which
-
+    "Shapes under a light: call it with rays."
     def __call__(self, origin, directions, angle:float|None=None, # radians a pixel covers: detail finer than that fades
                 ) -> Surface:
         "What rays from `origin` (3,) along `directions` (n,3) meet, as a `Surface`."
