@@ -6,12 +6,13 @@
 __all__ = ['BLOCK', 'UP', 'EAST', 'NORTH', 'WHITEST', 'SceneryError', 'Surface', 'dot', 'Rays', 'footprints', 'safe', 'Level',
            'Wall', 'Belt', 'Box', 'Ball', 'clear_sky', 'Stage', 'bright_patches', 'Shadows', 'Scenery', 'camera_rays']
 
-# %% ../../nbs/20_data/15c_scenery.ipynb #bb8dd27e
+# %% ../../nbs/20_data/15c_scenery.ipynb #41a13e45
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 import numpy as np
+from fastcore.basics import patch
 from ..core.geometry import Camera
 from .light import Light
 from .materials import Patch, inside
@@ -186,7 +187,7 @@ class Belt:
         normal = -points * np.array([[1], [1], [0]], np.float32); normal /= np.sqrt(dot(normal, normal))
         return Patch(np.arctan2(points[1], points[0]) * np.float32(self.radius), points[2], foot, foot, unit, normal, light)
 
-# %% ../../nbs/20_data/15c_scenery.ipynb #42137193
+# %% ../../nbs/20_data/15c_scenery.ipynb #64f3a545
 @dataclass(eq=False)
 class Box:
     "A box that is turned about the vertical."
@@ -226,17 +227,23 @@ class Box:
         n = self.axes.T @ (n / np.maximum(np.sqrt(dot(n, n)), 1e-9)) if self.round else self.axes.T @ flat
         u = np.where(side == 0, q[1], q[0]); v = np.where(side == 2, q[1], q[2] + self.half[2])
         return Patch(u, v, foot, foot, unit, n.astype(np.float32), light, side)
-    def shadow(self, points, towards, width):
-        d = self.axes @ towards
-        enter, leave = self.slabs(self.axes @ (points - self.centre[:, None]), d[:, None])
-        return np.float32(self.shade) * np.clip((leave - np.maximum(enter, 0)) / width, 0, 1) * (leave > 0)
-    def touch(self, points, reach):
-        "How much of the dome the box takes from points close to it, 0..1."
-        q = np.abs(self.axes @ (points - self.centre[:, None])) - self.half[:, None]
-        q = np.maximum(q, 0)
-        return np.float32(.62) * np.clip(1 - np.sqrt(dot(q, q)) * np.float32(1 / reach), 0, 1) ** 2
 
-# %% ../../nbs/20_data/15c_scenery.ipynb #8491cb9d
+# %% ../../nbs/20_data/15c_scenery.ipynb #afea8140
+@patch
+def shadow(self:Box, points, towards, width):
+    "Share of the sun that the box takes from points (3,k), soft over `width` (k,) metres of way through it."
+    d = self.axes @ towards
+    enter, leave = self.slabs(self.axes @ (points - self.centre[:, None]), d[:, None])
+    return np.float32(self.shade) * np.clip((leave - np.maximum(enter, 0)) / width, 0, 1) * (leave > 0)
+
+@patch
+def touch(self:Box, points, reach):
+    "How much of the dome the box takes from points close to it, 0..1."
+    q = np.abs(self.axes @ (points - self.centre[:, None])) - self.half[:, None]
+    q = np.maximum(q, 0)
+    return np.float32(.62) * np.clip(1 - np.sqrt(dot(q, q)) * np.float32(1 / reach), 0, 1) ** 2
+
+# %% ../../nbs/20_data/15c_scenery.ipynb #43e8fbd3
 @dataclass(eq=False)
 class Ball:
     "An ellipsoid with upright axis."
@@ -276,19 +283,26 @@ class Ball:
             n = n * np.float32(.7) + UP * np.float32(.35) - unit * np.float32(.25); n /= np.sqrt(dot(n, n))
         a = np.arctan2(q[1], q[0]) * np.float32(self.half[0])
         return Patch(a, points[2], foot, foot, unit, n.astype(np.float32), light)
-    def shadow(self, points, towards, width):
-        q, d = (points - self.centre[:, None]) / self.half[:, None], towards / self.half
-        d = d / np.linalg.norm(d)
-        along = dot(q, d)
-        rim = 1 - np.sqrt(np.maximum(dot(q, q) - along * along, 0))
-        out = np.clip(rim * np.float32(self.radius) / width, 0, 1) * (along < 0)
-        if self.ragged:
-            shift = points - towards[:, None] * (points[2] / max(towards[2], .1))
-            out = out * np.clip(np.float32(.80) + np.float32(.9) * noise2(shift[0] * np.float32(1.3), shift[1] * np.float32(1.3), self.seed, 3), 0, 1)
-        return np.float32(self.shade) * out
-    def touch(self, points, reach):
-        q = (points - self.centre[:, None]) / self.half[:, None]
-        return np.float32(.5) * np.clip(1 - (np.sqrt(dot(q, q)) - 1) * np.float32(self.radius / reach), 0, 1) ** 2
+
+# %% ../../nbs/20_data/15c_scenery.ipynb #1c932cea
+@patch
+def shadow(self:Ball, points, towards, width):
+    "Share of the sun that the ball takes from points (3,k), soft over `width` (k,) metres of its rim; a ragged one lets spots of light through."
+    q, d = (points - self.centre[:, None]) / self.half[:, None], towards / self.half
+    d = d / np.linalg.norm(d)
+    along = dot(q, d)
+    rim = 1 - np.sqrt(np.maximum(dot(q, q) - along * along, 0))
+    out = np.clip(rim * np.float32(self.radius) / width, 0, 1) * (along < 0)
+    if self.ragged:
+        shift = points - towards[:, None] * (points[2] / max(towards[2], .1))
+        out = out * np.clip(np.float32(.80) + np.float32(.9) * noise2(shift[0] * np.float32(1.3), shift[1] * np.float32(1.3), self.seed, 3), 0, 1)
+    return np.float32(self.shade) * out
+
+@patch
+def touch(self:Ball, points, reach):
+    "How much of the dome the ball takes from points close to it, 0..1."
+    q = (points - self.centre[:, None]) / self.half[:, None]
+    return np.float32(.5) * np.clip(1 - (np.sqrt(dot(q, q)) - 1) * np.float32(self.radius / reach), 0, 1) ** 2
 
 # %% ../../nbs/20_data/15c_scenery.ipynb #d6134695
 def clear_sky(unit, light:Light, cover:float=.4, seed:int=0, angle:float=0.):
