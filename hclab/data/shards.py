@@ -176,7 +176,7 @@ class SetCard:
         if form != FORMAT: raise StoreError(f"{path} is of format {form}, this version reads {FORMAT}; make the set again")
         return cls(**{k: v for k, v in values.items() if k != "format"})
 
-# %% ../../nbs/20_data/18b_shards.ipynb #1e72fc34
+# %% ../../nbs/20_data/18b_shards.ipynb #15fd9e2a
 KEPT = 512      # checked shards whose short columns stay in memory
 
 class Stored:
@@ -192,6 +192,9 @@ class Stored:
         if not self.card.complete: raise StoreError(f"{self.folder} is not finished; make it again with the same config and it goes on where it stopped")
         self.n, self.names, self._shards = self.card.n if n is None else n, list(self.card.shards), OrderedDict()
         if not 0 <= self.n <= self.card.n: raise StoreError(f"{self.n:,} samples of {self.folder}, which has {self.card.n:,}; make it with the larger number, it is continued")
+        self._check_there()
+
+    def _check_there(self) -> None:
         if gone := [name for name in self.names if not (self.folder/DATA/name).is_file()]: raise self._broken(gone[0], "it is missing" + (f", and {len(gone) - 1} others" if len(gone) > 1 else ""))
 
     def __len__(self) -> int: return self.n
@@ -242,7 +245,7 @@ def _sample(self, index:int) -> dict[str, Any]:
 
 Stored._checked, Stored.row, Stored.__getitem__ = _checked, row, _sample
 
-# %% ../../nbs/20_data/18b_shards.ipynb #e6c8005c
+# %% ../../nbs/20_data/18b_shards.ipynb #e6092f29
 def manifest(self) -> Manifest:
     "The shards as a `Manifest` of the folder `data`, as `FolderWatch` and runs want it."
     return Manifest({name: (s["bytes"], s["sha256"]) for name, s in self.card.shards.items()})
@@ -254,6 +257,7 @@ def verify(self) -> list[str]:
 def to_datasets(self):
     "The set as a `datasets.Dataset`, pictures as pictures; what that library prepares is kept in the set's own folder."
     from datasets import load_dataset
+    self._check_there()
     files = [str(self.folder/DATA/name) for name in self.names]
     return load_dataset("parquet", data_files=files, split="train", cache_dir=str(self.folder/".datasets")).select(range(self.n))
 
