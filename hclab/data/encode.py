@@ -100,7 +100,7 @@ def _png(picture:Image.Image, effort:int) -> bytes:
     picture.save(out, "PNG", compress_level=effort)
     return out.getvalue()
 
-# %% ../../nbs/20_data/18_encode.ipynb #400f8d03
+# %% ../../nbs/20_data/18_encode.ipynb #2b320afc
 def encode_image(image:Tensor, # (3,H,W) float32 in [0,1]
                  encoding:Encoding) -> bytes:
     "JPEG or PNG of 8 bits a channel."
@@ -113,7 +113,7 @@ def encode_image(image:Tensor, # (3,H,W) float32 in [0,1]
 def encode_depth(depth:Tensor, # (1,H,W) float32 metres, 0 = no reading
                  encoding:Encoding) -> bytes:
     "16-bit PNG in steps of `depth_unit`. Raises `EncodingError` for a reading that does not fit."
-    metres, most = depth[0].numpy(), 65535*encoding.depth_unit
+    metres, most = depth[0].double().numpy(), 65535*encoding.depth_unit
     if metres.size and metres.max() > most + encoding.depth_unit/2:
         raise EncodingError(f"depth: a reading of {metres.max():.3f} m, at most {most:.3f} m fit into 16 bits of {encoding.depth_unit:g} m; take Encoding(depth_unit={math.ceil(metres.max()/65.535)/1000:g}) or mark it 0 = no reading")
     steps = np.rint(metres/encoding.depth_unit)
@@ -142,7 +142,7 @@ def encode_picture(key:str, value:Tensor, encoding:Encoding) -> bytes:
     if key in LABEL_MAPS: return encode_labels(key, value, encoding)
     return {"image": encode_image, "depth": encode_depth, "iuv": encode_iuv}[key](value, encoding)
 
-# %% ../../nbs/20_data/18_encode.ipynb #de0356e9
+# %% ../../nbs/20_data/18_encode.ipynb #cd45ac8b
 MODES = {"image": ("RGB",), "depth": ("I;16",), "iuv": ("RGB",), **dict.fromkeys(LABEL_MAPS, ("P", "L"))}   # Pillow's names
 
 def _pixels(key:str, data:bytes) -> np.ndarray:
@@ -159,7 +159,7 @@ def decode_picture(key:str, data:bytes, depth_unit:float=0.001) -> Tensor:
     "The tensor of one of `PICTURES`, as the contract wants it. Raises `EncodingError`."
     pixels = _pixels(key, data)
     if key in LABEL_MAPS: return torch.from_numpy(pixels.astype(np.int64))
-    if key == "depth": return torch.from_numpy(pixels.astype(np.float32)*np.float32(depth_unit))[None]
+    if key == "depth": return torch.from_numpy((pixels*depth_unit).astype(np.float32))[None]
     values = torch.from_numpy(pixels).permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
     if key == "image": return values.div_(255)
     values[1:] /= 255

@@ -133,32 +133,38 @@ def _clear(job:Job) -> list[str]:
     new.write(job.folder)
     return notes
 
-# %% ../../nbs/20_data/18c_store.ipynb #888bc95f
+# %% ../../nbs/20_data/18c_store.ipynb #243801a3
 _INDEX, _MADE, _SINCE = range(3)     # columns of the table: sample at hand, samples made, when this one was begun
 PROBES = 3                           # samples that are drawn for the estimate
+
+def _leave_if_orphaned() -> None:
+    "End this worker if the main process is gone. Its pipe does not tell: under fork, the workers hold each other's ends open."
+    parent = multiprocessing.parent_process()
+    if parent is not None and (not parent.is_alive() or (hasattr(os, "getppid") and os.getppid() == 1)): os._exit(1)
 
 def _make_rows(job:Job, draw:Callable, first:int, count:int, note, known:dict) -> list[dict]:
     "Encoded samples; `known` holds those that were made before. Raises what `draw` raises, with the sample's number in the note."
     out = []
     for index in range(first, first + count):
-        parent = multiprocessing.parent_process()
-        if parent is not None and not parent.is_alive(): os._exit(1)
+        _leave_if_orphaned()
         note[_INDEX], note[_SINCE] = index, time.monotonic()
         out.append(known.pop(index) if index in known else encode(draw(job.config, index), job.encoding))
         note[_MADE] += 1
     return out
 
 def _probe(job:Job, draw:Callable, first:int, count:int, note, known:dict) -> dict:
-    "Seconds and bytes of some samples; the samples are kept for the shard that begins with them."
+    "Seconds and bytes of some samples, and bytes that a shard takes beside them; the samples are kept for the shard that begins with them."
     seconds = []
     for index in range(first, first + count):
         began = time.perf_counter()
         known[index] = _make_rows(job, draw, index, 1, note, {})[0]
         seconds.append(time.perf_counter() - began)
     note[_MADE] -= count
-    return dict(seconds=median(seconds), bytes=len(shard_bytes([known[i] for i in sorted(known)]))/count)
+    rows = [known[i] for i in sorted(known)]
+    content = sum(len(v) if isinstance(v, bytes) else getattr(v, "nbytes", 8) for row in rows for v in row.values())
+    return dict(seconds=median(seconds), sample=content/count, shard=len(shard_bytes(rows)) - content)
 
-# %% ../../nbs/20_data/18c_store.ipynb #ecfca51c
+# %% ../../nbs/20_data/18c_store.ipynb #3f865d56
 def _work(number:int, job:Job, pipe, table) -> None:
     "A worker's life: orders in, answers out."
     signal.signal(signal.SIGINT, signal.SIG_IGN)     # Ctrl-C reaches all; the main process ends us
@@ -166,8 +172,9 @@ def _work(number:int, job:Job, pipe, table) -> None:
     try:
         use_one_thread()
         draw = find_function(job.sample_of)
-        while (order := pipe.recv()) is not None:
-            what, first, count, shard = order
+        while True:
+            while not pipe.poll(0.5): _leave_if_orphaned()
+            what, first, count, shard = pipe.recv()
             if what == "probe": pipe.send(("probed", _probe(job, draw, first, count, note, known))); continue
             name, about = write_shard(job.folder/DATA, shard, _make_rows(job, draw, first, count, note, known))
             note[_INDEX] = -1
@@ -295,7 +302,7 @@ def progress(name:str, total:int,                          # samples to make
         task, began = bar.add_task(name, total=total, rate="-"), time.monotonic()
         yield lambda made: bar.update(task, completed=made, rate=f"{made/max(1e-3, time.monotonic() - began):.1f}")
 
-# %% ../../nbs/20_data/18c_store.ipynb #5bcd53e8
+# %% ../../nbs/20_data/18c_store.ipynb #417af6e2
 def _estimate(job:Job, crew:Crew, missing:list[int]) -> Estimate:
     "Draw a few samples of the first missing shard in the first worker. Raises `MakeError`."
     count = min(PROBES, job.count(missing[0]))
@@ -303,7 +310,7 @@ def _estimate(job:Job, crew:Crew, missing:list[int]) -> Estimate:
     found = None
     while found is None: found = next((answer[1] for _, answer in crew.answers({0})), None)
     samples, hands = sum(map(job.count, missing)), min(len(crew.processes), len(missing), os.cpu_count() or 1)
-    return Estimate(job.n, samples, len(crew.processes), samples*found["seconds"]/hands, math.ceil(samples*found["bytes"]), free_bytes(job.folder))
+    return Estimate(job.n, samples, len(crew.processes), samples*found["seconds"]/hands, math.ceil(samples*found["sample"] + len(missing)*found["shard"]), free_bytes(job.folder))
 
 def _make_missing(job:Job, crew:Crew, missing:list[int], report:Callable[[int], None]) -> dict[int, dict]:
     "Let the crew make the missing shards. Raises `MakeError`, `DiskFull`."
@@ -359,7 +366,7 @@ def _alone(folder:Path, wait:float, tell) -> Iterator[None]:
     try: yield
     finally: lock.__exit__(None, None, None)
 
-# %% ../../nbs/20_data/18c_store.ipynb #5b5cfca4
+# %% ../../nbs/20_data/18c_store.ipynb #a05f7117
 def make(folder:Path|str,                  # of the set, see `set_folder`; missing folders are made
          config:Config, n:int,             # settings; samples 0 .. n - 1
          sample_of:str,                    # "module:function" of (config, index) -> sample
@@ -387,14 +394,19 @@ def make(folder:Path|str,                  # of the set, see `set_folder`; missi
         for line in notes + damaged if tell else (): tell(line)
         missing = [k for k in range(-(-job.n//rows)) if shards.get(k, {}).get("rows", 0) < job.count(k)]
         if missing: shards |= _in_parallel(job, missing, workers, timeout, start_method, approve, tell)
-        if missing or not SetCard.read(job.folder).complete: _finish(job, shards)
+        if missing or not _says(job): _finish(job, shards)
     return Stored(folder, n)
 
-# %% ../../nbs/20_data/18c_store.ipynb #9b21243d
+# %% ../../nbs/20_data/18c_store.ipynb #4b6ccc12
 def _not_less(job:Job) -> Job:
     "The job, with as many samples as the finished set has if that is more."
     card = SetCard.read(job.folder)
     return replace(job, n=card.n) if card.complete and card.n > job.n else job
+
+def _says(job:Job) -> bool:
+    "Whether the card is that of the finished set."
+    card = SetCard.read(job.folder)
+    return card.complete and card.n == job.n
 
 def _in_parallel(job:Job, missing:list[int], workers:int, timeout:float, start_method:str, approve, tell) -> dict[int, dict]:
     "Estimate, ask, and let a crew make the missing shards. Raises `MakeError`, `DiskFull`."
