@@ -56,7 +56,7 @@ def samples(draw):
     visibility = whole(3, n, 17).to(torch.int8)
     joints[visibility == 0] = float("nan")  # an unlabelled joint may be anything
     groups = [
-        {"image": whole(256, 3, h, w).float() / 255}, {"depth": whole(9000, 1, h, w).float() * torch.tensor(0.001)}, {"instance_ids": whole(max(1, n), h, w)}, {"body_parts": whole(25, h, w)},
+        {"image": whole(256, 3, h, w).float() / 255}, {"depth": (whole(9000, 1, h, w).double() * 0.001).float()}, {"instance_ids": whole(max(1, n), h, w)}, {"body_parts": whole(25, h, w)},
         {"garments": whole(20, h, w)}, {"iuv": torch.cat([whole(25, 1, h, w).float(), whole(256, 2, h, w).float() / 255])}, {"boxes": corners(), "visible_boxes": corners()},
         {"joints2d": joints, "joints3d": real(n, 17, 3), "visibility": visibility, "skeleton": "COCO17"},
         {"camera": {"K": torch.tensor([[500.5, 0, 3], [0, 499.25, 4], [0, 0, 1]]), "R": torch.eye(3), "t": real(3), "distortion": real(5)}},
@@ -269,7 +269,9 @@ def test_only_wanted_keys_are_decoded(tmp_path):
     stored = made(tmp_path / "discs", n=4)
     some = sh.Stored(stored.folder, keys=("joints2d", "boxes"))
     assert set(some[1]) == {"joints2d", "boxes", "skeleton"} and set(sh.Stored(stored.folder, keys=())[1]) == set()
-    assert validate(some[1]) is not None
+    assert validate(some[1]) is not None and set(some.row(1)) == {"joints2d", "boxes", "skeleton"}
+    depth = sh.Stored(stored.folder, keys=("depth",))
+    assert set(depth.row(1)) == {"depth", "depth_unit"} and torch.equal(depth[1]["depth"], stored[1]["depth"])
 
 
 def test_a_shard_without_a_column_is_read_as_samples_without_the_key(tmp_path):

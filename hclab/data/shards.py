@@ -110,7 +110,7 @@ def read_rows(data:bytes) -> list[dict[str, Any]]:
         else: columns[name] = _unnested(array, c.levels) if c.levels else array.to_pylist()
     return [{name: values[i] for name, values in columns.items() if values[i] is not None} for i in range(len(table))]
 
-# %% ../../nbs/20_data/18b_shards.ipynb #4449ae5b
+# %% ../../nbs/20_data/18b_shards.ipynb #9acf1908
 def _signature(fd:int) -> tuple[int, ...]:
     "What changes when a file is exchanged or written to."
     s = os.fstat(fd)
@@ -124,9 +124,10 @@ class Shard:
         if (digest := hashlib.sha256(data).hexdigest()) != sha256: raise StoreError(f"its content changed: {len(data):,} bytes with sha256 {digest[:12]}, {sha256[:12]} was stored")
         self.rows = read_rows(data)
 
-    def row(self, number:int) -> dict[str, Any] | None:
-        "One row with its pictures; None where the file is not the one that was checked."
+    def row(self, number:int, columns:Iterable[str]|None=None) -> dict[str, Any] | None:
+        "One row, or some columns of it, with its pictures; None where the file is not the one that was checked."
         row, fd = self.rows[number], os.open(self.path, os.O_RDONLY)
+        if columns is not None: row = {name: row[name] for name in columns if name in row}
         try:
             if _signature(fd) != self.signature: return None
             return {name: os.pread(fd, v.stop - v.start, v.start) if isinstance(v, slice) else v for name, v in row.items()}
@@ -176,7 +177,7 @@ class SetCard:
         if form != FORMAT: raise StoreError(f"{path} is of format {form}, this version reads {FORMAT}; make the set again")
         return cls(**{k: v for k, v in values.items() if k != "format"})
 
-# %% ../../nbs/20_data/18b_shards.ipynb #15fd9e2a
+# %% ../../nbs/20_data/18b_shards.ipynb #882e9124
 KEPT = 512      # checked shards whose short columns stay in memory
 
 class Stored:
@@ -187,6 +188,7 @@ class Stored:
                  check:bool=True,                  # validate each sample
                 ):
         self.folder, self.keys, self.check = Path(folder), keys if keys is None else tuple(sorted(wanted_keys(keys))), check
+        self.columns = None if self.keys is None else [name for name, c in COLUMNS.items() if c.key in self.keys or name == "shapes"]
         try: self.card = SetCard.read(self.folder)
         except FileNotFoundError as e: raise StoreError(f"{self.folder} holds no set ({CARD} is missing); make it first") from e
         if not self.card.complete: raise StoreError(f"{self.folder} is not finished; make it again with the same config and it goes on where it stopped")
@@ -218,7 +220,7 @@ class Stored:
         first = self.names.index(name)*self.card.rows
         return StoreError(f"{self.folder/DATA/name}: {why}. Samples {first} to {first + self.card.shards[name]['rows'] - 1} cannot be read; make the set again: this shard is made anew and sound ones are kept")
 
-# %% ../../nbs/20_data/18b_shards.ipynb #004ebc97
+# %% ../../nbs/20_data/18b_shards.ipynb #b67bb307
 def _checked(self, name:str, anew:bool) -> Shard:
     "A shard after its check; `anew`: check again what was checked before."
     if anew: self._shards.pop(name, None)
@@ -231,10 +233,10 @@ def _checked(self, name:str, anew:bool) -> Shard:
     return self._shards[name]
 
 def row(self, index:int) -> dict[str, Any]:
-    "The encoded row of a sample: column -> bytes, array, number or text. Raises `StoreError` for a shard that is gone, damaged or changed."
+    "The encoded row of a sample: column -> bytes, array, number or text; with `keys`, only theirs. Raises `StoreError` for a shard that is gone, damaged or changed."
     name, number = self._place(index)
     for anew in (False, True):
-        try: found = self._checked(name, anew).row(number)
+        try: found = self._checked(name, anew).row(number, self.columns)
         except FileNotFoundError: raise self._broken(name, "it is missing") from None
         if found is not None: return found
     raise self._broken(name, "it changes while it is read")
