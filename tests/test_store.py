@@ -323,3 +323,13 @@ def test_sets_are_listed_and_removed(tmp_path, monkeypatch):
         with pytest.raises(store.StoreError): store.remove(name)
     assert store.remove(a.folder.name) == a.folder and not a.folder.exists() and store.remove("discs") == b.folder and [s.name for s in store.stored_sets()] == ["half"]
     assert json.loads(json.dumps(a.card.config)) == {"Discs": SMALL.to_dict()}
+
+
+def test_the_command_line_lists_and_removes(tmp_path, monkeypatch, capsys):
+    from hclab.lab.cli import main
+    monkeypatch.setenv("HCLAB_HOME", str(tmp_path / "a home"))
+    stored = made(store.set_folder("discs", SMALL), n=12)
+    assert main(["data", "list"]) == 0 and f"{stored.folder.name}" in capsys.readouterr().out
+    assert main(["data", "rm", "disks"]) == 1 and stored.folder.name in capsys.readouterr().err and stored.folder.exists()
+    assert main(["data", "rm", "discs"]) == 0 and not stored.folder.exists()
+    assert str(stored.folder) in capsys.readouterr().out and main(["data", "list"]) == 0

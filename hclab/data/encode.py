@@ -68,7 +68,7 @@ def disc_sample(config:Discs, index:int) -> dict[str, Any]:
     if index % config.depth_every == 0: sample["depth"] = real(p["depth"][None])
     return sample
 
-# %% ../../nbs/20_data/18_encode.ipynb #cb02e14a
+# %% ../../nbs/20_data/18_encode.ipynb #3c8461b5
 class EncodingError(ValueError):
     "A sample that the format cannot hold, or bytes that are not what their key says."
 
@@ -78,7 +78,7 @@ class Encoding(Config):
     image:str = "jpeg"         # "jpeg", or "png" to keep all 8 bits
     quality:int = 92           # of the JPEG, 1..95
     depth_unit:float = 0.001   # metres in a step of the depth picture
-    effort:int = 6             # of zlib in PNGs: 1 is fast, 9 is small; decides the size, never the content
+    effort:int = 4             # of zlib in PNGs: 1 is fast, 9 is small; decides the size, never the content
 
     def __post_init__(self):
         if self.image not in ("jpeg", "png"): raise EncodingError(f"image={self.image!r}; {did_you_mean(self.image, ('jpeg', 'png'))}")
