@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'WrongWords', 'PREDICT', 'Usage', 'expected', 'main', 'parse_parameters', 'parse_seeds', 'run',
-           'tour', 'report_page', 'report', 'list_', 'doctor', 'data_list', 'data_show', 'baseline', 'predict', 'site']
+           'tour', 'report_page', 'report', 'list_', 'doctor', 'data_list', 'data_rm', 'data_show', 'baseline',
+           'predict', 'site']
 
 # %% ../../nbs/80_lab/11_cli.ipynb #54d19e15
 import sys
@@ -191,7 +192,7 @@ def doctor():
     for name, ok, seen, todo in rows: print(f"{'ok  ' if ok else 'FAIL'} {name}: {seen}" + (f"\n     -> {todo}" if not ok and todo else ""))
     return 0 if all(row[1] for row in rows) else 1
 
-# %% ../../nbs/80_lab/11_cli.ipynb #01063ff6
+# %% ../../nbs/80_lab/11_cli.ipynb #d120edea
 def _cards() -> dict[str, Path]:
     "Data cards by name."
     from hclab.lab.arms import project_root
@@ -204,6 +205,18 @@ def data_list():
     from hclab.lab.data import list_lines
     print("\n".join(list_lines({name: c.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for name, c in _cards().items()})))
     print(f"generated data: {hclab_home()} ({'exists' if hclab_home().exists() else 'nothing generated yet'})")
+    if (hclab_home()/"sets").is_dir():
+        from hclab.data.store import set_lines
+        print("\n".join(set_lines()))
+
+# %% ../../nbs/80_lab/11_cli.ipynb #bbac607b
+@data_app.command("rm")
+def data_rm(name:Annotated[str, typer.Argument(help="A stored set, or the beginning of its name, as hclab data list shows it.")]):
+    "Remove a stored set; it can be made again."
+    from hclab.data.store import remove, stored_sets
+    size = {s.folder: s.bytes for s in stored_sets()}
+    folder = remove(name)
+    print(f"removed {folder} ({size[folder]/1e6:,.1f} MB)")
 
 # %% ../../nbs/80_lab/11_cli.ipynb #12691bc7
 @data_app.command("show")
