@@ -284,9 +284,9 @@ class Ball:
         a = np.arctan2(q[1], q[0]) * np.float32(self.half[0])
         return Patch(a, points[2], foot, foot, unit, n.astype(np.float32), light)
 
-# %% ../../nbs/20_data/15c_scenery.ipynb #1c932cea
+# %% ../../nbs/20_data/15c_scenery.ipynb #a03628ac
 @patch
-def shadow(self:Ball, points, towards, width):
+def shadow(self:Ball, points, towards, width):   # noqa: F811 - of another class
     "Share of the sun that the ball takes from points (3,k), soft over `width` (k,) metres of its rim; a ragged one lets spots of light through."
     q, d = (points - self.centre[:, None]) / self.half[:, None], towards / self.half
     d = d / np.linalg.norm(d)
@@ -299,7 +299,7 @@ def shadow(self:Ball, points, towards, width):
     return np.float32(self.shade) * out
 
 @patch
-def touch(self:Ball, points, reach):
+def touch(self:Ball, points, reach):   # noqa: F811 - of another class
     "How much of the dome the ball takes from points close to it, 0..1."
     q = (points - self.centre[:, None]) / self.half[:, None]
     return np.float32(.5) * np.clip(1 - (np.sqrt(dot(q, q)) - 1) * np.float32(self.radius / reach), 0, 1) ** 2
