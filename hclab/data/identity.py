@@ -41,7 +41,7 @@ def identity(number:int,       # which person
         look = replace(look, **{name: getattr(dressed, name) for name in CLOTHES})
     return Identity(number, shape, look)
 
-# %% ../../nbs/20_data/18_identity.ipynb #a5fc75db
+# %% ../../nbs/20_data/18_identity.ipynb #abb69844
 COLOURS = ("black", "white", "grey", "red", "blue", "green", "yellow", "orange", "purple", "pink", "brown", "khaki")
 _PLAIN = dict(navy="blue", denim="blue", teal="green")
 VIEWS = ("front", "left side", "back", "right side")
@@ -54,7 +54,10 @@ def age_band(shape:Shape) -> str: return "teenager" if shape.age < .60 else "adu
 def plain_colour(name:str) -> str:
     "The everyday word for a colour of cloth; the nearest one for a colour that was added to `CLOTH`."
     if name in COLOURS or name in _PLAIN: return _PLAIN.get(name, name)
-    return min(COLOURS, key=lambda c: np.linalg.norm(np.sqrt(CLOTH[c]) - np.sqrt(CLOTH[name])))
+    def apart(other):
+        step = np.sqrt(CLOTH[other]) - np.sqrt(CLOTH[name])
+        return np.linalg.norm(step - .7*step.mean())       # hue says more than brightness
+    return min(COLOURS, key=apart)
 
 def sleeves(top:str) -> str:
     "short, long or no. Raises `ConfigError` for a garment that nothing was said about."
