@@ -2,7 +2,7 @@
 
 Facts and no hashes: another noise or another fold passes, a left that became right doesn't. Where a change of the world draws other people under these numbers, look at
 the new ones (joints with their names, parts, garments) and write down what you see."""
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ class Seen:
         return np.hypot(x + .5 - self.x(joint, person), y + .5 - self.y(joint, person)).min() < within
 
 
-@lru_cache(maxsize=None)
+@cache
 def seen(name, index): return Seen(name, index)
 
 
