@@ -7,7 +7,7 @@ __all__ = ['PLACES', 'SPLITS', 'FPS', 'SECONDS', 'APART', 'BEHIND', 'SETS', 'Wor
            'place_camera', 'Scene', 'draw_scene', 'visibility', 'box_of', 'view_of', 'people_of', 'to_sample', 'World',
            'draw_sample', 'ready_made']
 
-# %% ../../nbs/20_data/22_world.ipynb #badf244b
+# %% ../../nbs/20_data/22_world.ipynb #806aad9d
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -22,12 +22,12 @@ from .body import body, pose_from_clip
 from .depth_camera import DepthCamera, sense
 from .dress import Person, dress, joints_in
 from .grammar import ACTIONS, generate
-from .identity import VIEWS, Identity, attributes, caption, identity, judged
+from .identity import CLOTHES, VIEWS, Identity, attributes, caption, identity, judged
 from .light import STYLES
-from .looks import LAYERS
+from .looks import LAYERS, Look
 from .render import Picture, Settings, render
 
-# %% ../../nbs/20_data/22_world.ipynb #6bda6dc0
+# %% ../../nbs/20_data/22_world.ipynb #262524a9
 PLACES = ("room", "street", "field")
 SPLITS = dict(train=(0, .7), val=(.7, .8), test=(.8, 1.0))    # shares of identities and of performers
 
@@ -43,8 +43,16 @@ def _check_world(config) -> None:
         a, b = getattr(config, name)
         if not low <= a <= b <= high: raise ConfigError(f"WorldConfig.{name}={(a, b)}; give two numbers from {low} to {high}, the smaller first")
     skeleton(config.layout)
+    _check_wear(config.wear)
 
-# %% ../../nbs/20_data/22_world.ipynb #3fb9312d
+def _check_wear(wear) -> None:
+    "Raise `ConfigError` for clothes that nobody can wear."
+    for pair in wear:
+        if not (isinstance(pair, (tuple, list)) and len(pair) == 2): raise ConfigError(f"WorldConfig.wear: {pair!r}; give pairs such as ('top', 'jacket')")
+        if pair[0] not in CLOTHES: raise ConfigError(f"WorldConfig.wear: {pair[0]!r}; {did_you_mean(pair[0], CLOTHES)}")
+    Look(**dict(wear))
+
+# %% ../../nbs/20_data/22_world.ipynb #11b6bad4
 @dataclass(frozen=True)
 class WorldConfig(Config):
     "A world. Raises `ConfigError` for what cannot be drawn."
@@ -53,6 +61,7 @@ class WorldConfig(Config):
     people: tuple = (1, 1)          # fewest and most in a picture
     identities: int = 1000          # people of the city
     outfits: int = 1                # of each
+    wear: tuple = ()                # what everybody wears: pairs such as (("top", "jacket"), ("top_colour", "navy"))
     performers: int = 40            # ways of moving
     actions: tuple = ()             # of the grammar; none: all
     places: tuple = PLACES
@@ -69,14 +78,16 @@ class WorldConfig(Config):
     split: str = "train"            # one of SPLITS
     seed: int = 0
 
-    def __post_init__(self): _check_world(self)
+    def __post_init__(self):
+        _check_world(self)
+        object.__setattr__(self, "wear", tuple(map(tuple, self.wear)))     # JSON knows lists only
 
     def of(self, count:int) -> range:
         "Numbers of the split's identities or performers, of `count`."
         low, high = SPLITS[self.split]
         return range(round(low*count), max(round(high*count), round(low*count) + 1))
 
-# %% ../../nbs/20_data/22_world.ipynb #da2212b6
+# %% ../../nbs/20_data/22_world.ipynb #5adbe849
 FPS, SECONDS, APART = 25, 2.4, .75    # of a clip; metres between people
 
 @dataclass(frozen=True)
@@ -91,6 +102,7 @@ class Actor:
 def act(config:WorldConfig, rng:np.random.Generator, at:np.ndarray, turn:float|None=None) -> Actor:
     "Somebody at a place (2,) of the floor, in a moment of an action."
     who = identity(int(rng.choice(config.of(config.identities))), int(rng.integers(config.outfits)), config.seed)
+    if config.wear: who = replace(who, look=replace(who.look, **dict(config.wear)))
     action, performer = str(rng.choice(config.actions or tuple(ACTIONS))), int(rng.choice(config.of(config.performers)))
     clip = generate(action, performer, SECONDS, fps=FPS, seed=int(rng.integers(2**31)), layout="FIGURE")
     frame, layer = int(rng.integers(2, len(clip) - 2)), body()
