@@ -3,16 +3,16 @@
 # %% auto #0
 __all__ = ['Backdrop', 'draw_backdrop']
 
-# %% ../../nbs/20_data/15f_backdrops.ipynb #ce71d312
+# %% ../../nbs/20_data/15f_backdrops.ipynb #1ddc9e6a
 from dataclasses import dataclass
 import numpy as np
 from ..core.config import did_you_mean
 from .light import KINDS, STYLES, Exposure, Light, LightError, draw_exposure, draw_light
 from .rooms import draw_photo, draw_room, draw_studio
 from .outdoors import draw_field, draw_street
-from .scenery import Scenery, SceneryError, Surface
+from .scenery import Rays, Scenery, SceneryError, Surface
 
-# %% ../../nbs/20_data/15f_backdrops.ipynb #28b85321
+# %% ../../nbs/20_data/15f_backdrops.ipynb #e6d8bd3a
 @dataclass(eq=False)
 class Backdrop:
     "A place behind people: call it with rays."
@@ -25,6 +25,10 @@ class Backdrop:
     def __call__(self, origin, directions, angle=None) -> Surface:
         "What rays from `origin` (3,) along `directions` (n,3) meet; `angle` = radians a pixel covers."
         return self.scenery(origin, directions, angle)
+
+    def distance(self, origin, directions) -> np.ndarray:
+        "How far the same rays go (n,), in lengths of their directions: much cheaper than what they meet."
+        return self.scenery.cast(Rays.of(origin, directions))[0]
 
     def clear(self, camera, margin:float=.15) -> bool:
         "Whether a camera at this place (3,) is above ground, before the walls and in no thing."
