@@ -375,15 +375,16 @@ def _path(P:dict, g:Ground) -> np.ndarray:
     out[:, 2] = g.floor + g.own + g.scale * (hips[:, 2] - g.ankle)
     return out
 
-# %% ../../nbs/20_data/07b_retarget.ipynb #9afe3edb
+# %% ../../nbs/20_data/07b_retarget.ipynb #7c72e60c
 def _pose(fit:Fit, source:Source, hips:np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     "Joints (T,J,3) and local rotations (T,J,4), float32, of the rig whose middle of the hips is at `hips` (T,3)."
     rig, s, T = fit.rig, fit.rig.skeleton, len(hips)
+    parents = s.parents
     turns = _trunk(fit, source) | _limbs(fit, source)
     R0, up, local = rig.posed[1], {}, np.empty((len(s), T, 3, 3))
     for level in depths(s):
         for j in level:
-            p = s.parents[j]
+            p = parents[j]
             up[j] = turns.get(j) if j in turns else fit.D["pelvis"] if p < 0 else up[p]
             if p < 0: local[j] = up[j] @ R0[j]
             else: local[j] = R0[p].T @ R0[j] if up[j] is up[p] else R0[p].T @ (up[p].swapaxes(-1, -2) @ up[j]) @ R0[j]
@@ -392,8 +393,7 @@ def _pose(fit:Fit, source:Source, hips:np.ndarray) -> tuple[torch.Tensor, torch.
     q, offsets = torch.nn.functional.normalize(q, dim=-1).float().contiguous(), torch.from_numpy(rig.offsets).float()
     joints = forward_kinematics(s, offsets, q, torch.zeros(T, 3))
     middle = (joints[:, rig.at["left_hip"]] + joints[:, rig.at["right_hip"]]) / 2
-    root = (torch.from_numpy(hips) - middle).float() + joints[:, s.root]
-    return forward_kinematics(s, offsets, q, root), q
+    return joints + (torch.from_numpy(hips) - middle).float()[:, None], q
 
 # %% ../../nbs/20_data/07b_retarget.ipynb #b07952aa
 def _lock(fit:Fit, source:Source, hips:np.ndarray, stands:np.ndarray) -> None:
