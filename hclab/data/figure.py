@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FIGURE', 'SIDES', 'FRAMES', 'STRAIGHT', 'FOLDED', 'TOES_FREE', 'SHARES', 'LIFT', 'LOW', 'HAND', 'DORSIFLEXION',
            'LIMITS', 'offsets_of', 'Pose', 'send', 'rest_pose_of', 'blend', 'concatenate', 'mirrored', 'moved',
-           'rotation', 'turn', 'dot', 'cross', 'unit', 'apply', 'carry', 'two_bones', 'limb_frames', 'ankle_over',
-           'ankles_of', 'solve', 'figure_of', 'angles_of', 'check_limits']
+           'rotation', 'turn', 'dot', 'cross', 'unit', 'apply', 'carry', 'carry_frames', 'two_bones', 'limb_frames',
+           'ankle_over', 'ankles_of', 'solve', 'figure_of', 'angles_of', 'check_limits']
 
 # %% ../../nbs/20_data/03_figure.ipynb #64d4ebab
 import math
@@ -143,7 +143,7 @@ def apply(R, v):
     "`R` (...,3,3) times `v` (...,3)."
     return (R @ v[..., None])[..., 0]
 
-# %% ../../nbs/20_data/03_figure.ipynb #1bd89e93
+# %% ../../nbs/20_data/03_figure.ipynb #406f162f
 def carry(ref:np.ndarray,   # (...,3) unit: a direction
           to:np.ndarray,    # (...,3) unit: where it goes
           v:np.ndarray      # (...,3) turned along
@@ -152,6 +152,10 @@ def carry(ref:np.ndarray,   # (...,3) unit: a direction
     c = np.maximum(1 + dot(ref, to), 1e-6)
     middle = ref + to
     return v - middle * (dot(middle, v) / c) + 2 * to * dot(ref, v)
+
+def carry_frames(ref, to, R) -> np.ndarray:
+    "Frames `R` (...,3,3) turned by the smallest rotation that takes `ref` to `to`, (...,3) unit."
+    return carry(ref[..., None, :], to[..., None, :], R.swapaxes(-1, -2)).swapaxes(-1, -2)
 
 def two_bones(start:np.ndarray,  # (...,3) metres: hip or shoulder
               end:np.ndarray,    # (...,3) ankle or wrist; brought within reach where it is not

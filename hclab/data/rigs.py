@@ -9,7 +9,7 @@ __all__ = ['NEEDED', 'POINTS', 'RIG_NAMES', 'SIZES', 'BACKWARDS', 'BENT', 'MEMOR
            'smooth', 'bend', 'frame_zy', 'kinds_of', 'with_middles', 'frames_of', 'mean_person', 'upright', 'completed',
            'pitch_down', 'rest_frames']
 
-# %% ../../nbs/20_data/07_rigs.ipynb #66805504
+# %% ../../nbs/20_data/07_rigs.ipynb #c12baf12
 import math, re
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
@@ -19,7 +19,7 @@ import torch
 from ..core.config import did_you_mean
 from ..core.geometry import quaternion_to_matrix
 from ..core.skeleton import ANATOMY, SKELETONS, Skeleton, anatomy, pairs_from_names, rest_pose, skeleton
-from .figure import FIGURE, carry, cross, dot, offsets_of, apply, rotation, unit
+from .figure import FIGURE, carry, carry_frames, cross, dot, offsets_of, apply, rotation, unit
 from .motion import Clip, depths
 from .performers import Performer
 
@@ -302,7 +302,7 @@ def frame_y(y, z) -> np.ndarray:
     y = unit(y); x = unit(cross(y, z))
     return np.stack([x, y, cross(x, y)], -1)
 
-# %% ../../nbs/20_data/07_rigs.ipynb #77272034
+# %% ../../nbs/20_data/07_rigs.ipynb #d75c7c88
 def frame_x(x, z) -> np.ndarray:
     "(T,3,3) frames with exactly this `x` (T,3), z towards `z`."
     x = unit(x); y = unit(cross(z, x))
@@ -310,8 +310,7 @@ def frame_x(x, z) -> np.ndarray:
 
 def swung(A, column:int, to) -> np.ndarray:
     "Frames `A` (T,3,3) turned by the smallest rotation that takes their `column` to the directions `to` (T,3)."
-    ref, to = A[..., column], unit(to)
-    return np.stack([carry(ref, to, A[..., k]) for k in range(3)], -1)
+    return carry_frames(A[..., column], unit(to), A)
 
 def ease(x, low:float, high:float): return (w := np.clip((x - low) / (high - low), 0, 1)) * w * (3 - 2 * w)
 
