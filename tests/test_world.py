@@ -59,14 +59,14 @@ def test_visible_joints_project_into_their_persons_mask(scenes):
 
 
 def test_joints2d_are_the_projection_of_joints3d(scenes):
-    for _, _, scene, s in scenes:
+    for *_, s in scenes:
         K = s["camera"]["K"].double()
         image = s["joints3d"].double() @ K.T
         assert torch.allclose(image[..., :2]/image[..., 2:], s["joints2d"].double(), atol=2e-2)
 
 
 def test_depth_lies_on_the_mesh(scenes):
-    for c, _, scene, s in scenes:
+    for c, _, scene, _ in scenes:
         if c.sensor_depth: continue
         H, W = c.size
         for k, actor in enumerate(scene.actors[:2]):
@@ -81,8 +81,8 @@ def test_depth_lies_on_the_mesh(scenes):
 
 
 def test_boxes_hold_their_masks_and_meshes(scenes):
-    for c, _, scene, s in scenes:
-        for n, actor in enumerate(scene.actors):
+    for _, _, scene, s in scenes:
+        for n in range(len(scene.actors)):
             y, x = (s["instance_ids"] == n + 1).nonzero(as_tuple=True)
             if len(x):
                 x1, y1, x2, y2 = s["visible_boxes"][n].tolist()

@@ -15,7 +15,7 @@ from ..core.geometry import Camera
 from .chart import Chart
 from .dress import Person
 
-# %% ../../nbs/20_data/16b_cast.ipynb #e8e11b81
+# %% ../../nbs/20_data/16b_cast.ipynb #571a7224
 class RenderError(ValueError):
     "A scene that cannot be rendered."
 
@@ -35,12 +35,15 @@ class Scene:
         if not np.isfinite(self.vertices).all(): raise RenderError("vertices are not finite; look at the pose")
         if people: self.rays.add_triangles(o3d.core.Tensor(self.vertices), o3d.core.Tensor(self.triangles))
 
-    def cast(self, origin:np.ndarray, ways:np.ndarray) -> "Hits":
-        "What rays from (3,) along (n,3) meet."
+    def cast(self, origin:np.ndarray, ways:np.ndarray, maybe:np.ndarray|None=None) -> "Hits":
+        "What rays from (3,) along (n,3) meet; those outside `maybe` (n,) bool are known to meet nobody."
         n = len(ways)
-        if not self.people: return Hits(self, origin, ways, np.full(n, np.inf, np.float32), np.zeros(n, np.int64), np.zeros((n, 2), np.float32))
-        found = self.rays.cast_rays(o3d.core.Tensor(_rays(np.broadcast_to(origin, ways.shape), ways)), nthreads=1)
-        return Hits(self, origin, ways, found["t_hit"].numpy(), found["primitive_ids"].numpy().astype(np.int64), found["primitive_uvs"].numpy())
+        out = Hits(self, origin, ways, np.full(n, np.inf, np.float32), np.zeros(n, np.int64), np.zeros((n, 2), np.float32))
+        tried = np.arange(n) if maybe is None else np.flatnonzero(maybe)
+        if not self.people or not len(tried): return out
+        found = self.rays.cast_rays(o3d.core.Tensor(_rays(np.broadcast_to(origin, (len(tried), 3)), ways[tried])), nthreads=1)
+        out.far[tried], out.triangle[tried], out.where[tried] = found["t_hit"].numpy(), found["primitive_ids"].numpy(), found["primitive_uvs"].numpy()
+        return out
 
     def free(self, starts:np.ndarray, ways:np.ndarray, far:float=np.inf) -> np.ndarray:
         "(n,) bool: nothing is met from (n,3) along (n,3) or (3,) within `far`."

@@ -5,20 +5,22 @@
 # %% auto #0
 __all__ = ['HAIR_SEEDS', 'SOLE', 'Outfit', 'outfit', 'Person', 'dress', 'joints_in']
 
-# %% ../../nbs/20_data/16_dress.ipynb #6fda4a4d
+# %% ../../nbs/20_data/16_dress.ipynb #0ce016d2
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from .body import Body, Posed, Shape
 from .chart import Chart, region_shares
+from .figure import cross
 from .hair import hair
 from .looks import LAYERS, Look
-from .pieces import mesh_normals, piece_of, put_on
+from .pieces import piece_of
 from .wardrobe import bare, garment, sewn
 
-# %% ../../nbs/20_data/16_dress.ipynb #f44611f8
+# %% ../../nbs/20_data/16_dress.ipynb #b1187ceb
 HAIR_SEEDS = 6   # hairlines and lumps that are kept ready; a person's seed picks one
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class Outfit:
     layer: np.ndarray       # (T,) number in LAYERS
     worn: np.ndarray        # (T,) LIP's name of the garment, "" for skin and eyes
     chart: Chart            # of all vertices
+    follow: csr_array       # (P,V) float32: which vertices of the body each vertex follows, and how much
+    off: np.ndarray         # (P,3) metres further, turned with the body
+    corners: csr_array      # (P,T): which triangles each vertex is a corner of
 
 @lru_cache(maxsize=256)
 def _outfit(top:str, bottom:str, style:str, seed:int) -> Outfit:
@@ -37,14 +42,26 @@ def _outfit(top:str, bottom:str, style:str, seed:int) -> Outfit:
              *((layer, garment(name).label, sewn(name)) for layer, name in worn), *(("hair", "hair", p) for p in hair(style, seed))]
     first = np.cumsum([0, *(len(p.ends) for _, _, p in parts)])
     number = lambda pick: np.concatenate([np.full(len(p.triangles), pick(layer, name)) for layer, name, p in parts])
-    return Outfit(tuple(p for *_, p in parts), np.concatenate([p.triangles + o for (*_, p), o in zip(parts, first)]), number(lambda layer, _: LAYERS.index(layer)), number(lambda _, name: name),
-                  Chart(np.concatenate([p.neutral for *_, p in parts]).astype(np.float32), np.concatenate([p.between(region_shares()) for *_, p in parts]).astype(np.float32)))
+    pieces, tris = tuple(p for *_, p in parts), np.concatenate([p.triangles + o for (*_, p), o in zip(parts, first)])
+    return Outfit(pieces, tris, number(lambda layer, _: LAYERS.index(layer)), number(lambda _, name: name),
+                  Chart(np.concatenate([p.neutral for p in pieces]).astype(np.float32), np.concatenate([p.between(region_shares()) for p in pieces]).astype(np.float32)),
+                  _rows([p.ends for p in pieces], [p.share for p in pieces], len(region_shares())), np.concatenate([p.off for p in pieces]).astype(np.float32), _corners(tris, int(first[-1])))
+
+def _rows(ends:list, shares:list, width:int) -> csr_array:
+    "Sparse rows of shares (P,K) at columns `ends` (P,K), one array of each a piece."
+    ends, shares = [e.ravel() for e in ends], [np.asarray(s, np.float32) for s in shares]
+    starts = np.cumsum([0, *(s.shape[1] for s in shares for _ in range(len(s)))])
+    return csr_array((np.concatenate([s.ravel() for s in shares]), np.concatenate(ends).astype(np.int32), starts.astype(np.int32)), (len(starts) - 1, width))
+
+def _corners(tris:np.ndarray, count:int) -> csr_array:
+    "(P,T) ones where a vertex is a corner of a triangle."
+    return csr_array((np.ones(tris.size, np.float32), (tris.ravel(), np.repeat(np.arange(len(tris)), 3))), (count, len(tris)))
 
 def outfit(look:Look) -> Outfit:
     "The outfit of a look."
     return _outfit(look.top, look.bottom, look.hair, look.seed % HAIR_SEEDS)
 
-# %% ../../nbs/20_data/16_dress.ipynb #bafc0deb
+# %% ../../nbs/20_data/16_dress.ipynb #cd7f4274
 SOLE = .014   # metres that shoes lift their wearer
 
 @dataclass(frozen=True)
@@ -60,9 +77,12 @@ class Person:
 def dress(layer:Body, look:Look, shape:Shape, posed:Posed, k:int=0) -> Person:
     "Person `k` of posed people in their clothes, lifted by their soles."
     fit, up = outfit(look), np.array([0, 0, SOLE], np.float32)
-    placed = [put_on(p, posed, k).astype(np.float32) + up for p in fit.pieces]
-    normals = np.concatenate([mesh_normals(v, p.triangles) for v, p in zip(placed, fit.pieces)])
-    return Person(look, shape, fit, np.concatenate(placed), normals.astype(np.float32), layer.own_joints(posed)[k].numpy() + up)
+    around = np.concatenate([posed.vertices[k].numpy(), posed.blend[k].reshape(-1, 9).numpy()], 1)      # where the body is, and how it is turned there
+    moved = fit.follow @ around
+    vertices = moved[:, :3] + (moved[:, 3:].reshape(-1, 3, 3) @ fit.off[..., None])[..., 0] + up
+    a, b, c = (vertices[fit.triangles[:, j]] for j in range(3))
+    normals = fit.corners @ cross(b - a, c - a)
+    return Person(look, shape, fit, vertices, normals/np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12), layer.own_joints(posed)[k].numpy() + up)
 
 def joints_in(layer:Body, person:Person, layout:str) -> np.ndarray:
     "(J,3) joints of a person in a layout, metres, world frame."

@@ -80,7 +80,7 @@ def draw_look(rng:np.random.Generator, shape:Shape) -> Look:
                 str(rng.choice(TOPS, p=[.32, .14, .28, .16, .10])), top, _colour(rng, WORN, [CLOTH[top]]), str(rng.choice(PATTERNS, p=[.40, .18, .07, .12, .13, .10])),
                 str(rng.choice(BOTTOMS, p=[.52, .2, .28] if woman else [.74, .26, 0])), bottom, _colour(rng, ("white", "black", "grey", "red", "brown", "navy"), [tone, CLOTH[bottom]]), int(rng.integers(1, 2**31)))
 
-# %% ../../nbs/20_data/14b_looks.ipynb #916b0c48
+# %% ../../nbs/20_data/14b_looks.ipynb #0cb07b29
 LIPS_TOP, LIPS_LOW = ((0, -.059), (.006, -.0575), (.015, -.0615), (.0222, -.067)), ((0, -.081), (.007, -.080), (.015, -.0765), (.0222, -.067))
 BROW, BROW_WIDTH = ((.010, .0165), (.024, .0205), (.036, .0225), (.046, .019), (.055, .011)), ((.008, 0), (.013, .0046), (.03, .0042), (.046, .0026), (.056, 0))
 LID = np.array([(.0178, -.002), (.0255, .0048), (.0365, .0043), (.0432, .001), (.0365, -.0037), (.0255, -.0042)])
@@ -100,7 +100,9 @@ def mix(colour:np.ndarray, other, share) -> np.ndarray:
     share = np.asarray(share, np.float32)[:, None]
     return colour*(1 - share) + np.asarray(other, np.float32)*share
 
-def paint_face(colour:np.ndarray, look:Look, shape:Shape, x, z, places) -> np.ndarray:
+def _fine(frequency:float, foot): return None if foot is None else frequency*foot   # a pixel's width in the unit of `noise3`
+
+def paint_face(colour:np.ndarray, look:Look, shape:Shape, x, z, places, foot=None) -> np.ndarray:
     "(P,3) colours of the face at x to the side (either), z over the eyes."
     tone, hair = skin_tone(look), np.array(HAIR[look.hair_colour], np.float32)
     blush = _bump(x, z, (.040, -.035), .021, .019) + .9*_bump(x, z, (0, -.033), .011, .010)
@@ -114,16 +116,16 @@ def paint_face(colour:np.ndarray, look:Look, shape:Shape, x, z, places) -> np.nd
     colour = mix(colour, hair*.8 + .012, .85*brow*(.75 + .25*np.sin(2600*places[:, 0] + 900*z)))
     if look.beard > 0:
         low = np.clip((-.043 - z)/.012, 0, 1)*np.clip((.075 - x)/.015, 0, 1)*(z > -.135)*~lips*np.clip((np.hypot(x/.9, z + .045) - .018)/.01, 0, 1)
-        colour = mix(colour, hair*.9 + .006, np.clip(low*look.beard*(.8 + .35*noise3(places*600, 7, 2)), 0, 1))
+        colour = mix(colour, hair*.9 + .006, np.clip(low*look.beard*(.8 + .35*noise3(places*600, 7, 2, _fine(600, foot))), 0, 1))
     return colour
 
-# %% ../../nbs/20_data/14b_looks.ipynb #38188414
-def paint_skin(look:Look, shape:Shape, c:Chart) -> tuple[np.ndarray, np.ndarray]:
+# %% ../../nbs/20_data/14b_looks.ipynb #880417e1
+def paint_skin(look:Look, shape:Shape, c:Chart, foot=None) -> tuple[np.ndarray, np.ndarray]:
     "(P,3) colours and (P,) gloss of skin."
-    colour = skin_tone(look)*(1 + .06*noise3(c.places*26, 1, 3))[:, None]
+    colour = skin_tone(look)*(1 + .06*noise3(c.places*26, 1, 3, _fine(26, foot)))[:, None]
     x, z = np.abs(c.x), c.z - np.float32(eye_level()[2])
     face = (c.share("head") > .5) & (c.y < head_middle()[1] - .045) & (z > -.14)
-    if face.any(): colour[face] = paint_face(colour[face], look, shape, x[face], z[face], c.places[face])
+    if face.any(): colour[face] = paint_face(colour[face], look, shape, x[face], z[face], c.places[face], None if foot is None else foot[face])
     if look.hair != "bald":
         root = np.clip((above_hairline(c.places, look.seed % 7) + .004)/.012, 0, 1)*(c.share("head") > .5)
         colour = mix(colour, HAIR[look.hair_colour], .8*root)
@@ -146,7 +148,7 @@ def paint_hair(look:Look, c:Chart) -> tuple[np.ndarray, np.ndarray]:
     streak = noise3(np.stack([turn*26, 5*c.y + 2*c.z, np.zeros_like(turn)], 1), look.seed % 97, 3) + .5*noise3(np.stack([turn*90, 6*c.z, np.zeros_like(turn)], 1), look.seed % 89, 2)
     return np.array(HAIR[look.hair_colour], np.float32)*np.clip(1 + .42*streak, .3, 2)[:, None], np.full(len(turn), .35, np.float32)
 
-# %% ../../nbs/20_data/14b_looks.ipynb #723f6e8f
+# %% ../../nbs/20_data/14b_looks.ipynb #9e528b6c
 def _pattern(look:Look, c:Chart) -> np.ndarray:
     "(P,) share of the second colour."
     sleeve = c.both("arm", "forearm", "hand") > .5
@@ -160,7 +162,7 @@ def _pattern(look:Look, c:Chart) -> np.ndarray:
         return ((ring < .062) & ~((ring < .045) & (ring > .03)) & (c.y < 0)).astype(np.float32)
     return np.zeros(len(c.places), np.float32)
 
-def paint_top(look:Look, c:Chart) -> tuple[np.ndarray, np.ndarray]:
+def paint_top(look:Look, c:Chart, foot=None) -> tuple[np.ndarray, np.ndarray]:
     g, first = garment(look.top), np.array(CLOTH[look.top_colour], np.float32)
     colour = mix(np.tile(first, (len(c.places), 1)), CLOTH[look.top_second], _pattern(look, c))
     rib = g.pattern(c) < g.rib
@@ -168,12 +170,12 @@ def paint_top(look:Look, c:Chart) -> tuple[np.ndarray, np.ndarray]:
     if look.top == "jacket":
         zip_ = (np.abs(c.x) < .008) & (c.y < 0)
         colour[zip_] = .35; colour[(np.abs(np.abs(c.x) - .0095) < .0022) & (c.y < 0)] *= .5
-    return colour*(1 + .07*noise3(c.places*160, 2, 2))[:, None], np.full(len(rib), .16 if look.top == "jacket" else .05, np.float32)
+    return colour*(1 + .07*noise3(c.places*160, 2, 2, _fine(160, foot)))[:, None], np.full(len(rib), .16 if look.top == "jacket" else .05, np.float32)
 
-# %% ../../nbs/20_data/14b_looks.ipynb #5e2cdf70
-def paint_bottom(look:Look, c:Chart) -> tuple[np.ndarray, np.ndarray]:
+# %% ../../nbs/20_data/14b_looks.ipynb #33bd070a
+def paint_bottom(look:Look, c:Chart, foot=None) -> tuple[np.ndarray, np.ndarray]:
     denim = look.bottom_colour == "denim"
-    colour = np.array(CLOTH[look.bottom_colour], np.float32)*(1 + (.22 if denim else .07)*noise3(c.places*90, 4, 3))[:, None]
+    colour = np.array(CLOTH[look.bottom_colour], np.float32)*(1 + (.22 if denim else .07)*noise3(c.places*90, 4, 3, _fine(90, foot)))[:, None]
     if denim: colour *= (1 + .5*np.exp(-((np.abs(c.x) - .13)/.06)**2)*np.clip(noise3(c.places*9, 8, 2) + .4, 0, 1)*(c.y < 0))[:, None].astype(np.float32)
     colour[c.z > joint("upperleg01.L")[2] + .075] *= .6     # the belt
     if look.bottom != "skirt": colour[(np.abs(c.y - np.float32(joint("upperleg01.L")[1])) < .0025) & (np.abs(c.x) > .1)] *= .6
@@ -188,17 +190,19 @@ def paint_shoes(look:Look, c:Chart) -> tuple[np.ndarray, np.ndarray]:
     colour[laces] = .18 if look.shoes == "white" else .6
     return colour, np.full(len(c.places), .18, np.float32)
 
-# %% ../../nbs/20_data/14b_looks.ipynb #db3d812b
+# %% ../../nbs/20_data/14b_looks.ipynb #de46cfa7
 LAYERS = ("skin", "eyes", "hair", "top", "bottom", "shoes")
 
 def paint(look:Look, shape:Shape, layer:np.ndarray, # (P,) numbers in `LAYERS`
-          c:Chart) -> tuple[np.ndarray, np.ndarray]:
+          c:Chart,
+          foot:np.ndarray|None=None                 # (P,) metres that a pixel covers there: weave, pores and beard finer than that are left out; None: nothing is
+         ) -> tuple[np.ndarray, np.ndarray]:
     "(P,3) linear albedo and (P,) gloss of points on one person."
     colour, gloss = np.zeros((len(layer), 3), np.float32), np.zeros(len(layer), np.float32)
-    painters = dict(skin=lambda c: paint_skin(look, shape, c), eyes=lambda c: paint_eyes(look, c), hair=lambda c: paint_hair(look, c), top=lambda c: paint_top(look, c), bottom=lambda c: paint_bottom(look, c), shoes=lambda c: paint_shoes(look, c))
+    painters = dict(skin=lambda c, f: paint_skin(look, shape, c, f), eyes=lambda c, f: paint_eyes(look, c), hair=lambda c, f: paint_hair(look, c), top=lambda c, f: paint_top(look, c, f), bottom=lambda c, f: paint_bottom(look, c, f), shoes=lambda c, f: paint_shoes(look, c))
     for k, name in enumerate(LAYERS):
-        mine = layer == k
-        if mine.any(): colour[mine], gloss[mine] = painters[name](Chart(c.places[mine], c.regions[mine]))
+        mine = np.flatnonzero(layer == k)
+        if len(mine): colour[mine], gloss[mine] = painters[name](Chart(c.places[mine], c.regions[mine]), None if foot is None else foot[mine])
     return np.clip(colour, .003, .9), gloss
 
 FOLDS = 5   # families of folds in cloth

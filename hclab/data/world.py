@@ -87,7 +87,7 @@ class WorldConfig(Config):
         low, high = SPLITS[self.split]
         return range(round(low*count), max(round(high*count), round(low*count) + 1))
 
-# %% ../../nbs/20_data/22_world.ipynb #5adbe849
+# %% ../../nbs/20_data/22_world.ipynb #0d3e4348
 FPS, SECONDS, APART = 25, 2.4, .75    # of a clip; metres between people
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ def act(config:WorldConfig, rng:np.random.Generator, at:np.ndarray, turn:float|N
 def _coefficients(shape) -> torch.Tensor:
     with torch.no_grad(): return body().coefficients(shape.values()[None])
 
+# %% ../../nbs/20_data/22_world.ipynb #79e2c6af
 def _facing(posed) -> float:
     "Which way a posed person's pelvis faces, radians about z from -y."
     ahead = posed.turns[0, 0].numpy() @ np.array([0, -1.0, 0])

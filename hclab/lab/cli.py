@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'data_app', 'WrongWords', 'PREDICT', 'Usage', 'expected', 'main', 'parse_parameters', 'parse_seeds', 'run',
-           'tour', 'report_page', 'report', 'list_', 'doctor', 'data_list', 'data_show', 'baseline', 'predict', 'site']
+           'tour', 'report_page', 'report', 'list_', 'doctor', 'data_list', 'data_rm', 'data_show', 'baseline',
+           'predict', 'site']
 
 # %% ../../nbs/80_lab/11_cli.ipynb #54d19e15
 import sys
@@ -191,7 +192,7 @@ def doctor():
     for name, ok, seen, todo in rows: print(f"{'ok  ' if ok else 'FAIL'} {name}: {seen}" + (f"\n     -> {todo}" if not ok and todo else ""))
     return 0 if all(row[1] for row in rows) else 1
 
-# %% ../../nbs/80_lab/11_cli.ipynb #01063ff6
+# %% ../../nbs/80_lab/11_cli.ipynb #d120edea
 def _cards() -> dict[str, Path]:
     "Data cards by name."
     from hclab.lab.arms import project_root
@@ -204,6 +205,18 @@ def data_list():
     from hclab.lab.data import list_lines
     print("\n".join(list_lines({name: c.read_text(encoding="utf-8").splitlines()[0].lstrip("# ") for name, c in _cards().items()})))
     print(f"generated data: {hclab_home()} ({'exists' if hclab_home().exists() else 'nothing generated yet'})")
+    if (hclab_home()/"sets").is_dir():
+        from hclab.data.store import set_lines
+        print("\n".join(set_lines()))
+
+# %% ../../nbs/80_lab/11_cli.ipynb #bbac607b
+@data_app.command("rm")
+def data_rm(name:Annotated[str, typer.Argument(help="A stored set, or the beginning of its name, as hclab data list shows it.")]):
+    "Remove a stored set; it can be made again."
+    from hclab.data.store import remove, stored_sets
+    size = {s.folder: s.bytes for s in stored_sets()}
+    folder = remove(name)
+    print(f"removed {folder} ({size[folder]/1e6:,.1f} MB)")
 
 # %% ../../nbs/80_lab/11_cli.ipynb #12691bc7
 @data_app.command("show")
@@ -246,7 +259,7 @@ def baseline(accept:Annotated[str, typer.Option(help="Notebook whose numbers are
 # %% ../../nbs/80_lab/11_cli.ipynb #4ae6073b
 PREDICT = {"lift3d": "lift a recorded motion, or 2D joints"}  # task -> what it does; a new method adds its line here
 
-# %% ../../nbs/80_lab/11_cli.ipynb #d6257501
+# %% ../../nbs/80_lab/11_cli.ipynb #a7df00ff
 @app.command()
 def predict(file:Annotated[Path, typer.Argument(help="A recording (walk.bvh), or 2D joints: .json of COCO, OpenPose or plain, or .npz; 80_lab/08b_poses2d has the formats.")],
             task:Annotated[str, typer.Option(help="lift3d")],
@@ -255,16 +268,16 @@ def predict(file:Annotated[Path, typer.Argument(help="A recording (walk.bvh), or
             width:Annotated[int | None, typer.Option(help="For 2D joints: width of the picture in pixels, where the file does not say it.")]=None,
             height:Annotated[int | None, typer.Option(help="For 2D joints: its height.")]=None,
             complete_only:Annotated[bool, typer.Option("--complete-only", help="For 2D joints: leave out poses that lack a joint.")]=False,
-            checkpoint:Annotated[Path | None, typer.Option(help="A safetensors file; default: the network of the package.")]=None,
-            method:Annotated[str, typer.Option(help="Of the checkpoint: martinez, semgcn, lcn or global_node_gcn.")]="martinez",
+            checkpoint:Annotated[Path | None, typer.Option(help="A safetensors file of your own; default: the method's network of the package.")]=None,
+            method:Annotated[str, typer.Option(help="martinez, semgcn, lcn or global_node_gcn.")]="martinez",
             out:Annotated[Path, typer.Option(help="Folder of the picture and the numbers.")]=Path("runs/predict")):
     "Apply a trained network to a file; write a picture and the numbers."
     from hclab.core.config import ConfigError, did_you_mean
     if task not in PREDICT: raise ConfigError(f"unknown task {task!r}; {did_you_mean(task, PREDICT)}")
     if (width is None) != (height is None): raise Usage("give both --width and --height")
-    if checkpoint is None and method != "martinez": raise Usage(f"the network of the package is a martinez; for {method} give its --checkpoint")
-    from hclab.lab.predict import FILES2D, load_lifter
-    flat, model = file.suffix.lower() in FILES2D, load_lifter(checkpoint, method) if checkpoint else None
+    from hclab.lab.predict import FILES2D, PRETRAINED, load_lifter, load_pretrained
+    if checkpoint is None and f"{method}-h36m16" not in PRETRAINED: raise Usage(f"no trained {method} comes with the package; give its --checkpoint")
+    flat, model = file.suffix.lower() in FILES2D, load_lifter(checkpoint, method) if checkpoint else load_pretrained(f"{method}-h36m16")
     if flat and camera is not None: raise Usage("--camera is for recordings in 3D; 2D joints have been seen by a camera already")
     if not flat and (layout or width or complete_only): raise Usage(f"--layout, --width, --height and --complete-only are for 2D joints ({', '.join(FILES2D)})")
     return _predict2d(file, out, layout, (height, width) if width else None, model, complete_only) if flat else _predict_recording(file, out, camera or "S9/54138969", model)
