@@ -59,14 +59,14 @@ def test_visible_joints_project_into_their_persons_mask(scenes):
 
 
 def test_joints2d_are_the_projection_of_joints3d(scenes):
-    for _, _, scene, s in scenes:
+    for *_, s in scenes:
         K = s["camera"]["K"].double()
         image = s["joints3d"].double() @ K.T
         assert torch.allclose(image[..., :2]/image[..., 2:], s["joints2d"].double(), atol=2e-2)
 
 
 def test_depth_lies_on_the_mesh(scenes):
-    for c, _, scene, s in scenes:
+    for c, _, scene, _ in scenes:
         if c.sensor_depth: continue
         H, W = c.size
         for k, actor in enumerate(scene.actors[:2]):
@@ -81,8 +81,8 @@ def test_depth_lies_on_the_mesh(scenes):
 
 
 def test_boxes_hold_their_masks_and_meshes(scenes):
-    for c, _, scene, s in scenes:
-        for n, actor in enumerate(scene.actors):
+    for _, _, scene, s in scenes:
+        for n in range(len(scene.actors)):
             y, x = (s["instance_ids"] == n + 1).nonzero(as_tuple=True)
             if len(x):
                 x1, y1, x2, y2 = s["visible_boxes"][n].tolist()
@@ -178,10 +178,35 @@ def test_joints_of_all_layouts_are_those_of_the_posed_body():
 
 @pytest.mark.parametrize("wrong, says", [
     (dict(split="tset"), "did you mean"), (dict(people=(0, 2)), "from 1 to 12"), (dict(people=(3, 2)), "from 1 to 12"), (dict(size=(8, 8)), "from 16 to 4096"), (dict(scale=(.9, .1)), "the smaller first"),
-    (dict(places=("mars",)), "WorldConfig.places"), (dict(styles=("noon",)), "WorldConfig.styles"), (dict(actions=("fly",)), "WorldConfig.actions"), (dict(layout="COCO18"), "unknown skeleton"), (dict(height=(-1, 2)), "WorldConfig.height")])
+    (dict(wear=("top",)), "give pairs"), (dict(wear=(("hat", "red"),)), "WorldConfig.wear"), (dict(wear=(("top", "jaket"),)), "did you mean"), (dict(places=("mars",)), "WorldConfig.places"), (dict(styles=("noon",)), "WorldConfig.styles"), (dict(actions=("fly",)), "WorldConfig.actions"), (dict(layout="COCO18"), "unknown skeleton"), (dict(height=(-1, 2)), "WorldConfig.height")])
 def test_what_cannot_be_drawn_is_said(wrong, says):
     with pytest.raises(ValueError, match=says): WorldConfig(**wrong)
 
 
 def test_an_unknown_set_is_said():
     with pytest.raises(ConfigError, match="no set 'rgb'"): ready_made("rgb")
+
+
+def test_everybody_wears_what_is_asked():
+    "And stands as they would have stood otherwise."
+    asked = replace(SMALL, size=(64, 64), wear=(("top", "jacket"), ("top_colour", "navy"), ("bottom", "shorts")))
+    for i in (0, 4):
+        plain, other = draw_scene(replace(asked, wear=()), i).actors[0], draw_scene(asked, i).actors[0]
+        assert (other.who.look.top, other.who.look.top_colour, other.who.look.bottom) == ("jacket", "navy", "shorts") and other.who.shape == plain.who.shape
+        assert other.action == plain.action and np.allclose(other.person.joints, plain.person.joints, atol=.05)
+        s = draw_sample(asked, i)
+        assert 7 in s["garments"] and 5 not in s["garments"] and "jacket" in s["caption"]
+    assert WorldConfig.from_dict({**asked.to_dict(), "wear": [["top", "tank"]]}).wear == (("top", "tank"),)
+
+
+def test_an_added_colour_and_garment_change_nobody_else(monkeypatch):
+    from hclab.data import identity as people, looks, wardrobe
+    before = [people.identity(n) for n in range(12)]
+    monkeypatch.setitem(looks.CLOTH, "mint", (.28, .62, .45))
+    monkeypatch.setitem(wardrobe.GARMENTS, "smock", wardrobe.GARMENTS["tshirt"])
+    assert [people.identity(n) for n in range(12)] == before
+    asked = replace(SMALL, size=(64, 64), wear=(("top", "smock"), ("top_colour", "mint")))
+    with pytest.raises(ConfigError, match=r"SLEEVES\['smock'\]"): draw_sample(asked, 0)
+    monkeypatch.setitem(people.SLEEVES, "smock", "short")
+    s = draw_sample(asked, 0)
+    assert "mint" in s["caption"] and s["attributes"][people.ATTRIBUTES.index("green top")] == 1

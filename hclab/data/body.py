@@ -225,11 +225,11 @@ def vertex_normals(vertices:Tensor, # (...,V,3)
     for k in range(4): out = out.index_add(-2, quads[:, k], normal if k < 3 else torch.where((quads[:, 3] == quads[:, 0])[:, None], torch.zeros_like(normal), normal))
     return out/out.norm(dim=-1, keepdim=True).clamp_min(1e-12)
 
-# %% ../../nbs/20_data/10_body.ipynb #f6369b99
+# %% ../../nbs/20_data/10_body.ipynb #4700699c
 def rig_of_body(layer:Body, coefficients:Tensor) -> Rig:
     "The rig of one person (1,48), for `retarget`; toes and hands end where the drawn figure's do."
-    skin, _, heads = layer.rest(coefficients)
-    at = layer.joints(layer(coefficients), "FIGURE")[0]
+    skin, anchors, heads = layer.rest(coefficients)
+    at = (anchors[:, layer.joint_anchor]*layer.joint_mass[..., None]).sum(2)[0, joints_of(layer.mesh.joints, "FIGURE")]
     mesh, heads = layer.mesh, heads[0].detach().double().numpy()
     tails = heads.copy()
     for side, s in (("left", "L"), ("right", "R")):
@@ -240,15 +240,22 @@ def rig_of_body(layer:Body, coefficients:Tensor) -> Rig:
 
 def curl(layer:Body, amount:float=1.0) -> dict[int, Tensor]:
     "Bone -> turn (3,3) that bends relaxed fingers; `amount` 0 is the flat hand of the rest pose, 3 nearly a fist."
+    bones, across, degrees = _knuckles(layer)
+    return dict(zip(bones, axis_angle_to_matrix(across*amount*degrees*torch.pi/180)))
+
+@lru_cache(maxsize=4)
+def _knuckles(layer:Body) -> tuple[list, Tensor, Tensor]:
+    "Numbers of the bones of fingers, the axes (K,3) about which they bend, and by how many degrees (K,1)."
     _, _, heads = layer.rest(layer.offset[None])
-    names, out = layer.mesh.bones, {}
+    names, bones, axes, bends = layer.mesh.bones, [], [], []
     for side, s in (("L", 1.0), ("R", -1.0)):
         at = lambda n, side=side: heads[0, names.index(f"{n}.{side}")]
         across = nn.functional.normalize(at("finger5-1") - at("finger2-1"), dim=0)*s
         for finger in range(2, 6):
             for part, degrees in ((1, 10.0 + 3*finger), (2, 14.0 + 3*finger), (3, 8.0)):
-                out[names.index(f"finger{finger}-{part}.{side}")] = axis_angle_to_matrix(across*amount*degrees*torch.pi/180)
-    return out
+                bones.append(names.index(f"finger{finger}-{part}.{side}")); axes.append(across); bends.append(degrees)
+    axes = torch.stack(axes).detach()
+    return bones, axes, axes.new_tensor(bends)[:, None]
 
 def pose_from_clip(layer:Body, coefficients:Tensor,  # (1,48), one person
                    clip:Clip,                        # any layout that `retarget` reads, T frames
@@ -257,7 +264,8 @@ def pose_from_clip(layer:Body, coefficients:Tensor,  # (1,48), one person
     "Rotations (T,B,3,3) and places (T,3) for `Body.forward`. Raises the errors of `retarget`."
     moved = retarget(clip, rig_of_body(layer, coefficients))
     rotations = quaternion_to_matrix(moved.rotations[:, :len(layer.mesh.bones)])
-    for bone, turn in curl(layer, hands).items(): rotations[:, bone] = turn.to(rotations)
+    bent = curl(layer, hands)
+    rotations[:, list(bent)] = torch.stack(list(bent.values())).to(rotations)
     names = layer.mesh.bones
     for s in "LR":      # all toes bend as the middle one, which has a point of the clip
         for toe in (1, 2, 4, 5): rotations[:, names.index(f"toe{toe}-1.{s}")] = rotations[:, names.index(f"toe3-1.{s}")]

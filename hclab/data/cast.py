@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['RenderError', 'Scene', 'Hits', 'ways_through']
 
-# %% ../../nbs/20_data/16b_cast.ipynb #42cbbcfe
-from dataclasses import dataclass
+# %% ../../nbs/20_data/16b_cast.ipynb #d4e604b9
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import open3d as o3d
@@ -15,7 +16,7 @@ from ..core.geometry import Camera
 from .chart import Chart
 from .dress import Person
 
-# %% ../../nbs/20_data/16b_cast.ipynb #e8e11b81
+# %% ../../nbs/20_data/16b_cast.ipynb #571a7224
 class RenderError(ValueError):
     "A scene that cannot be rendered."
 
@@ -35,12 +36,15 @@ class Scene:
         if not np.isfinite(self.vertices).all(): raise RenderError("vertices are not finite; look at the pose")
         if people: self.rays.add_triangles(o3d.core.Tensor(self.vertices), o3d.core.Tensor(self.triangles))
 
-    def cast(self, origin:np.ndarray, ways:np.ndarray) -> "Hits":
-        "What rays from (3,) along (n,3) meet."
+    def cast(self, origin:np.ndarray, ways:np.ndarray, maybe:np.ndarray|None=None) -> "Hits":
+        "What rays from (3,) along (n,3) meet; those outside `maybe` (n,) bool are known to meet nobody."
         n = len(ways)
-        if not self.people: return Hits(self, origin, ways, np.full(n, np.inf, np.float32), np.zeros(n, np.int64), np.zeros((n, 2), np.float32))
-        found = self.rays.cast_rays(o3d.core.Tensor(_rays(np.broadcast_to(origin, ways.shape), ways)), nthreads=1)
-        return Hits(self, origin, ways, found["t_hit"].numpy(), found["primitive_ids"].numpy().astype(np.int64), found["primitive_uvs"].numpy())
+        out = Hits(self, origin, ways, np.full(n, np.inf, np.float32), np.zeros(n, np.int64), np.zeros((n, 2), np.float32))
+        tried = np.arange(n) if maybe is None else np.flatnonzero(maybe)
+        if not self.people or not len(tried): return out
+        found = self.rays.cast_rays(o3d.core.Tensor(_rays(np.broadcast_to(origin, (len(tried), 3)), ways[tried])), nthreads=1)
+        out.far[tried], out.triangle[tried], out.where[tried] = found["t_hit"].numpy(), found["primitive_ids"].numpy(), found["primitive_uvs"].numpy()
+        return out
 
     def free(self, starts:np.ndarray, ways:np.ndarray, far:float=np.inf) -> np.ndarray:
         "(n,) bool: nothing is met from (n,3) along (n,3) or (3,) within `far`."
@@ -49,7 +53,7 @@ class Scene:
 
 def _rays(starts, ways) -> np.ndarray: return np.concatenate([starts, ways], 1).astype(np.float32)
 
-# %% ../../nbs/20_data/16b_cast.ipynb #7052220c
+# %% ../../nbs/20_data/16b_cast.ipynb #0f25db3a
 @dataclass(frozen=True)
 class Hits:
     "Rays and what they met; the long arrays are of those that met somebody."
@@ -60,27 +64,43 @@ class Hits:
     triangle: np.ndarray # (n,)
     where: np.ndarray    # (n,2) on the triangle
 
-    @property
+    @cached_property
     def met(self) -> np.ndarray: return np.isfinite(self.far)
+
+    @cached_property
+    def missed(self) -> np.ndarray: return np.flatnonzero(~self.met)     # numbers of the rays that met nobody
+
+    @cached_property
+    def _met(self) -> tuple: return (t := self.triangle[self.met]), self.scene.triangles[t], self.where[self.met]
+
+    def only(self, far:np.ndarray) -> "Hits":
+        "The same rays, with other distances (n,): what something nearer hides is not met."
+        return replace(self, far=far)
 
     def between(self, values:np.ndarray) -> np.ndarray:
         "(m,D) values (V,D) of vertices at the places that were met."
-        corners, w = self.scene.triangles[self.triangle[self.met]], self.where[self.met]
+        _, corners, w = self._met
         return values[corners[:, 0]]*(1 - w[:, :1] - w[:, 1:]) + values[corners[:, 1]]*w[:, :1] + values[corners[:, 2]]*w[:, 1:]
 
-    def of(self, values:np.ndarray) -> np.ndarray: return values[self.triangle[self.met]]   # (m,) values of triangles
+    def of(self, values:np.ndarray) -> np.ndarray: return values[self._met[0]]   # (m,) values of triangles
 
-    def points(self) -> np.ndarray: return self.origin + self.ways[self.met]*self.far[self.met][:, None]
+    @cached_property
+    def _points(self) -> np.ndarray: return self.origin + self.ways[self.met]*self.far[self.met][:, None]
 
-    def normals(self) -> np.ndarray:
-        "(m,3) unit, towards the eye: cloth has two sides."
+    @cached_property
+    def _normals(self) -> np.ndarray:
         n = self.between(self.scene.normals)
         n /= np.maximum(np.linalg.norm(n, axis=1, keepdims=True), 1e-9)
         return np.where((n*self.ways[self.met]).sum(1, keepdims=True) > 0, -n, n)
 
-    def chart(self) -> Chart: return Chart(self.between(self.scene.places), self.between(self.scene.regions))
+    @cached_property
+    def _chart(self) -> Chart: return Chart(self.between(self.scene.places), self.between(self.scene.regions))
 
+    def points(self) -> np.ndarray: return self._points      # (m,3)
 
+    def normals(self) -> np.ndarray: return self._normals    # (m,3) unit, towards the eye: cloth has two sides
+
+    def chart(self) -> Chart: return self._chart
 
 # %% ../../nbs/20_data/16b_cast.ipynb #9b745d78
 def ways_through(camera:Camera, x:np.ndarray, y:np.ndarray) -> np.ndarray:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CLOTHES', 'COLOURS', 'VIEWS', 'ATTRIBUTES', 'SLEEVES', 'SEEN', 'TEMPLATES', 'Identity', 'identity', 'age_band',
-           'plain_colour', 'said_of', 'attributes', 'judged', 'caption']
+           'plain_colour', 'sleeves', 'said_of', 'attributes', 'judged', 'caption']
 
-# %% ../../nbs/20_data/18_identity.ipynb #4cdec023
+# %% ../../nbs/20_data/18_identity.ipynb #05be0272
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from ..core.config import ConfigError
 from .body import Shape, draw_shape
 from .hair import LENGTHS
-from .looks import HAIR, Look, draw_look
+from .looks import CLOTH, HAIR, Look, draw_look
 
 # %% ../../nbs/20_data/18_identity.ipynb #22717393
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def identity(number:int,       # which person
         look = replace(look, **{name: getattr(dressed, name) for name in CLOTHES})
     return Identity(number, shape, look)
 
-# %% ../../nbs/20_data/18_identity.ipynb #3593ff79
+# %% ../../nbs/20_data/18_identity.ipynb #abb69844
 COLOURS = ("black", "white", "grey", "red", "blue", "green", "yellow", "orange", "purple", "pink", "brown", "khaki")
 _PLAIN = dict(navy="blue", denim="blue", teal="green")
 VIEWS = ("front", "left side", "back", "right side")
@@ -51,13 +51,24 @@ SLEEVES = dict(tshirt="short", vneck="short", longsleeve="long", jacket="long", 
 
 def age_band(shape:Shape) -> str: return "teenager" if shape.age < .60 else "adult" if shape.age < .86 else "old"
 
-def plain_colour(name:str) -> str: return _PLAIN.get(name, name)
+def plain_colour(name:str) -> str:
+    "The everyday word for a colour of cloth; the nearest one for a colour that was added to `CLOTH`."
+    if name in COLOURS or name in _PLAIN: return _PLAIN.get(name, name)
+    def apart(other):
+        step = np.sqrt(CLOTH[other]) - np.sqrt(CLOTH[name])
+        return np.linalg.norm(step - .7*step.mean())       # hue says more than brightness
+    return min(COLOURS, key=apart)
+
+def sleeves(top:str) -> str:
+    "short, long or no. Raises `ConfigError` for a garment that nothing was said about."
+    if top not in SLEEVES: raise ConfigError(f"SLEEVES does not say what sleeves a {top!r} has; add SLEEVES[{top!r}] = 'short', 'long' or 'no'")
+    return SLEEVES[top]
 
 def said_of(person:Identity, view:str) -> set[str]:
     "All attributes that a person seen from a view has."
     look, shape = person.look, person.shape
     length = LENGTHS[look.hair]
-    said = {age_band(shape), f"{SLEEVES[look.top]} sleeves", f"{plain_colour(look.top_colour)} top", look.bottom, f"{plain_colour(look.bottom_colour)} bottom", f"{'no' if length == 'none' else length} hair", f"seen from the {view}"}
+    said = {age_band(shape), f"{sleeves(look.top)} sleeves", f"{plain_colour(look.top_colour)} top", look.bottom, f"{plain_colour(look.bottom_colour)} bottom", f"{'no' if length == 'none' else length} hair", f"seen from the {view}"}
     if length != "none": said.add(f"{look.hair_colour.replace('_', ' ')} hair")
     said |= {name for name, has in {"female body model": shape.female > .5, "jacket": look.top == "jacket", "patterned top": look.pattern != "plain", "logo on top": look.pattern == "logo", "striped top": look.pattern in ("hstripes", "vstripes"),
                                     "checked top": look.pattern == "checks", "beard": look.beard > .5, "dark shoes": look.shoes in ("black", "navy", "brown")}.items() if has}
@@ -86,7 +97,7 @@ def judged(pixels:dict[str, int],   # layer -> how many pixels show it
     seen = np.array([any(pixels.get(layer, 0) >= SEEN for layer in _layers(name)) for name in ATTRIBUTES])
     return seen & ~np.array([view == "back" and name in ("beard", "logo on top") for name in ATTRIBUTES])
 
-# %% ../../nbs/20_data/18_identity.ipynb #75fac04f
+# %% ../../nbs/20_data/18_identity.ipynb #30563a37
 _TOPS = dict(tshirt="T-shirt", vneck="V-neck shirt", longsleeve="long-sleeved shirt", jacket="jacket", tank="sleeveless shirt")
 _WORDS = dict(hstripes="striped ", vstripes="pinstriped ", checks="checked ", melange="mottled ", logo="", plain="")
 
@@ -105,7 +116,7 @@ def caption(person:Identity, view:str, action:str="",  # of the grammar, such as
     band = {"teenager": "teenager", "adult": "person", "old": "old person"}[age_band(person.shape)]
     article = "an" if band[0] in "aeiou" else "a"
     doing = action.replace("_", " ")
-    top = f"a {look.top_colour} {_WORDS[look.pattern]}{_TOPS[look.top]}".replace("a orange", "an orange") + (" with a logo" if look.pattern == "logo" else "")
+    top = f"a {look.top_colour} {_WORDS[look.pattern]}{_TOPS.get(look.top, look.top.replace('_', ' '))}".replace("a orange", "an orange") + (" with a logo" if look.pattern == "logo" else "")
     bottom = (f"a {look.bottom_colour} skirt" if look.bottom == "skirt" else f"{look.bottom_colour} {look.bottom}").replace("denim trousers", "jeans").replace("denim", "blue")
     text = TEMPLATES[template].format(a=article, A=article.capitalize(), age=band, hair=_hair(look), top=top, bottom=bottom, shoes=look.shoes, view=view.replace(" side", ""), doing=f" (action: {doing})" if doing else "", Doing_first=f"Action: {doing}; " if doing else "")
     return text[0].upper() + text[1:]

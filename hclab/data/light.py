@@ -6,9 +6,9 @@
 __all__ = ['LUMA', 'STYLES', 'KINDS', 'OUTDOORS', 'INDOORS', 'STUDIO', 'TINTS', 'KEY', 'linear', 'tone', 'LightError', 'Light',
            'draw_light', 'Exposure', 'meter', 'draw_exposure']
 
-# %% ../../nbs/20_data/15_light.ipynb #214b0802
+# %% ../../nbs/20_data/15_light.ipynb #2ba685a4
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 import numpy as np
 from ..core.config import did_you_mean
 
@@ -61,7 +61,7 @@ class Light:
         high, low = up * open, (1 - up) * open
         return np.stack([facing * s + high * k + low * g for s, k, g in zip(self.sun, self.sky, self.ground)], -1).astype(np.float32)
 
-# %% ../../nbs/20_data/15_light.ipynb #0b48dc59
+# %% ../../nbs/20_data/15_light.ipynb #01adef83
 STYLES = ("day", "evening", "overcast", "lamp", "studio")
 KINDS = ("room", "street", "field", "photo")
 # elevation in degrees (low, high), softness, then strength x colour of sun, sky, ground, zenith, horizon
@@ -79,6 +79,7 @@ INDOORS = {
 }
 STUDIO = ((34, 50), .20, .95, (1, .99, .97), .55, (1, 1, 1), .40, (1, 1, 1), 1, (1, 1, 1), 1, (1, 1, 1))
 
+# %% ../../nbs/20_data/15_light.ipynb #a32ad971
 def draw_light(rng:np.random.Generator,
                kind:str="field",      # one of KINDS
                style:str="day",       # one of STYLES
@@ -98,7 +99,7 @@ def draw_light(rng:np.random.Generator,
     parts = [strength * rng.uniform(.9, 1.1) * np.array(colour) * (warmth if k == 0 else 1) for k, (strength, colour) in enumerate(zip(numbers[::2], numbers[1::2]))]
     return Light((*flat * math.cos(elevation), math.sin(elevation)), *parts, softness, style)
 
-# %% ../../nbs/20_data/15_light.ipynb #f612f52c
+# %% ../../nbs/20_data/15_light.ipynb #52902aab
 TINTS = np.array([[1.0, .0, -1.0], [-.4, .8, -.4]])      # warm against cold, green against magenta
 KEY = {"day": .92, "evening": .82, "overcast": .90, "lamp": .62, "studio": 1.0}    # how bright a grey card is meant to come out
 
@@ -107,10 +108,13 @@ class Exposure:
     "How a camera turns radiance into sRGB."
     gain: float = 1.                     # factor on all light
     balance: np.ndarray = (1., 1., 1.)   # (3,) factors on R, G, B
+    saturation: float = .88              # 1 = colours as `tone` leaves them, whose contrast makes them stronger; 0 = grey
 
     def develop(self, radiance):
         "sRGB in [0,1], float32, of linear radiance (...,3)."
-        return tone(np.asarray(radiance, np.float32) * (np.float32(self.gain) * np.asarray(self.balance, np.float32)))
+        light = np.asarray(radiance, np.float32) * (np.float32(self.gain) * np.asarray(self.balance, np.float32))
+        grey = light @ LUMA
+        return tone(light * np.float32(self.saturation) + (np.float32(1 - self.saturation) * grey)[..., None])
 
 def meter(light:Light, camera=(0., -1., 0.), # (3,) from the person towards the camera; only its direction over the floor counts
          ) -> float:

@@ -8,14 +8,14 @@ __all__ = ['HUES', 'PALETTES', 'Patch', 'flat_patch', 'colour', 'mix', 'stripes'
            'asphalt', 'paving', 'sand', 'snow', 'earth', 'painted', 'cloth', 'wood', 'curtain', 'leaves', 'books',
            'painting']
 
-# %% ../../nbs/20_data/15b_materials.ipynb #a90a6a23
+# %% ../../nbs/20_data/15b_materials.ipynb #79935797
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property
 import numpy as np
 from .light import Light, linear
 from .noise import cells, noise2, resolved
 
-# %% ../../nbs/20_data/15b_materials.ipynb #f758e1ce
+# %% ../../nbs/20_data/15b_materials.ipynb #4bf016a8
 @dataclass
 class Patch:
     "k rays that fell on one surface."
@@ -30,7 +30,7 @@ class Patch:
 
     def __len__(self): return len(self.u)
 
-    @property
+    @cached_property
     def foot(self):
         "(k,) one width of a pixel for what has no direction."
         return np.sqrt(self.fu * self.fv)
@@ -78,7 +78,7 @@ def fraction(x):
     "x minus the whole number below; many times faster than `np.mod`."
     return x - np.floor(x)
 
-# %% ../../nbs/20_data/15b_materials.ipynb #22ea95f2
+# %% ../../nbs/20_data/15b_materials.ipynb #c5cea31c
 def planks(p, base, seed, width=.14, length=1.3, contrast=.22, turn=0.):
     "Wooden boards in rows: each has its own tone and its own grain."
     c, s = np.float32(np.cos(turn)), np.float32(np.sin(turn))
@@ -103,6 +103,7 @@ def parquet(p, base, seed, size=.42, contrast=.2):
     gap = np.maximum(stripes(b, size / 5, .002, p.foot), stripes(a, size, .003, p.foot))
     return base * ((1 + 2 * contrast * tone * resolved(size / 2, p.foot) + np.float32(.10) * grain) * (1 - np.float32(.5) * gap)), 0
 
+# %% ../../nbs/20_data/15b_materials.ipynb #3e01595c
 def tiles(p, base, other, seed, size=.45, joint=.006, contrast=.06, veins=0., check=0.):
     "Square tiles; `check` = 1 alternates with the other colour, `veins` draws marble; otherwise `other` fills the joints."
     i, j = np.floor(p.u / np.float32(size)), np.floor(p.v / np.float32(size))
@@ -128,6 +129,7 @@ def concrete(p, base, seed, joint=2.4):
     gap = np.maximum(stripes(p.u, joint, .008, p.fu), stripes(p.v, joint, .008, p.fv))
     return base * ((1 + np.float32(.16) * cloud + np.float32(.07) * grit) * (1 - np.float32(.45) * gap)), 0
 
+# %% ../../nbs/20_data/15b_materials.ipynb #a1e658ff
 def rug(p, base, other, third, seed, half=(1.4, .9)):
     "An oriental rug with borders and a field of diamonds; u, v from its middle."
     edge = np.minimum(half[0] - np.abs(p.u), half[1] - np.abs(p.v))
@@ -142,7 +144,7 @@ def rug(p, base, other, third, seed, half=(1.4, .9)):
     pile = 1 + np.float32(.12) * noise2(p.u * 60, p.v * 60, seed, 2, p.foot * 60)
     return mix(field, bands, inside(edge, -1, .24, p.foot)) * pile, 0
 
-# %% ../../nbs/20_data/15b_materials.ipynb #437abc74
+# %% ../../nbs/20_data/15b_materials.ipynb #968cdb91
 def plaster(p, base, seed, rough=.03):
     "Painted wall: hardly visible clouds and a fine roller texture."
     cloud = noise2(p.u * np.float32(.7), p.v * np.float32(.7), seed, 2)
@@ -161,6 +163,7 @@ def wallpaper(p, base, other, seed, style=0, period=.24):
         share = mix(np.float32(.35), np.clip(f * 9 + np.float32(.5), 0, 1), keep)
     return mix(base, other, share) * (1 + np.float32(.02) * noise2(p.u * 30, p.v * 30, seed, 2, p.foot * 30)), 0
 
+# %% ../../nbs/20_data/15b_materials.ipynb #921ac568
 def panelled(p, upper, wood, seed, height=1.05, period=.62):
     "Wainscot below, another material (`upper`) above: raised fields with a lit and a shaded bevel."
     above, glow = upper(p)
@@ -184,6 +187,7 @@ def brick(p, base, mortar, seed, size=(.25, .08), contrast=.35):
     gap = np.maximum(stripes(p.v, h, .011, p.fv), stripes(along, w, .011, p.fu))
     return mix(base * value, mortar, gap), 0
 
+# %% ../../nbs/20_data/15b_materials.ipynb #d492e72f
 def boards(p, base, seed, width=.16):
     "Upright boards or corrugated metal: a shaded joint every `width`."
     x = fraction(p.u / np.float32(width))
@@ -191,7 +195,7 @@ def boards(p, base, seed, width=.16):
     tone_ = (cells(np.floor(p.u / np.float32(width)), 3, seed) - np.float32(.5)) * resolved(width * 2, p.fu)
     return base * (value + np.float32(.14) * tone_ + np.float32(.06) * noise2(p.u * 12, p.v * np.float32(1.2), seed, 3, p.foot * 12)), 0
 
-# %% ../../nbs/20_data/15b_materials.ipynb #37163b3d
+# %% ../../nbs/20_data/15b_materials.ipynb #1948ca3a
 def grass(p, base, dry, seed, mown=0., patchy=.5, turn=0.):
     "A lawn or a meadow: patches of dry grass, tufts, blades; `mown` metres a strip gives a pitch its bands."
     broad = noise2(p.u * np.float32(.22), p.v * np.float32(.22), seed, 3, p.foot * .22)
@@ -202,12 +206,12 @@ def grass(p, base, dry, seed, mown=0., patchy=.5, turn=0.):
     share = np.clip(np.float32(.30) + patchy * (broad + np.float32(.35) * tuft) + np.float32(.12) * blade, 0, 1)
     return mix(base, dry, share) * value, 0
 
-def asphalt(p, base, seed):
+def asphalt(p, base, seed, cracks=.25):
     "Worn tar: speckles, patches, a few cracks."
     grit = noise2(p.u * 55, p.v * 55, seed, 2, p.foot * 55)
     cloud = noise2(p.u * np.float32(.35), p.v * np.float32(.35), seed + 1, 4, p.foot * .35)
     crack = np.exp(-np.abs(noise2(p.u * np.float32(.3), p.v * np.float32(.3), seed + 2, 4)) * 130) * resolved(.05, p.foot * .5)
-    return base * ((1 + np.float32(.22) * grit + np.float32(.16) * cloud) * (1 - np.float32(.5) * crack)), 0
+    return base * ((1 + np.float32(.22) * grit + np.float32(.16) * cloud) * (1 - np.float32(cracks) * crack)), 0
 
 def paving(p, base, seed, size=(.6, .4), contrast=.12, bond=.5):
     "Slabs or setts in rows, with dirt in the joints."
@@ -219,6 +223,7 @@ def paving(p, base, seed, size=(.6, .4), contrast=.12, bond=.5):
     gap = np.maximum(stripes(p.v, size[1], .009, p.fv), stripes(along, size[0], .009, p.fu))
     return base * (value * (1 - np.float32(.5) * gap)), 0
 
+# %% ../../nbs/20_data/15b_materials.ipynb #fd71eb3b
 def sand(p, base, seed, ripple=.5):
     "A beach: dunes, footprints and ripples."
     broad = noise2(p.u * np.float32(.4), p.v * np.float32(.4), seed, 3, p.foot * .4)
@@ -235,6 +240,7 @@ def snow(p, base, seed):
     value = np.float32(.97) + np.float32(.08) * drift + np.float32(.30) * lump + np.float32(.05) * grain
     return base * mix(np.array([[.80], [.89], [1.]], np.float32), np.float32(1), np.clip(value, 0, 1)) * value, 0
 
+# %% ../../nbs/20_data/15b_materials.ipynb #19bf8b38
 def earth(p, base, leaf, seed, cover=.4):
     "Forest floor or path: soil, small stones, fallen leaves."
     broad = noise2(p.u * np.float32(.5), p.v * np.float32(.5), seed, 4, p.foot * .5)
@@ -248,7 +254,7 @@ def earth(p, base, leaf, seed, cover=.4):
     fallen = (blade & (one < cover * (np.float32(.8) + broad))) * resolved(.2, p.foot)
     return mix(base * (1 + np.float32(.25) * broad + np.float32(.30) * grit), leaf * (np.float32(.5) + np.float32(.9) * fraction(one * 61)), fallen * np.float32(.8)), 0
 
-# %% ../../nbs/20_data/15b_materials.ipynb #db391257
+# %% ../../nbs/20_data/15b_materials.ipynb #12c4c263
 def painted(p, base, seed=0, rough=.03):
     "Lacquer, metal, plastic: one colour, hardly any texture."
     return base * (1 + np.float32(rough) * noise2(p.u * 9, p.v * 9, seed, 2, p.foot * 9)), 0
@@ -278,6 +284,7 @@ def leaves(p, base, other, seed, scale=1.):
     value = np.clip(np.float32(.80) + np.float32(.40) * clump + np.float32(.62) * leaf, .2, 1.7)
     return mix(base, other, np.clip(np.float32(.35) + np.float32(.5) * leaf + np.float32(.3) * clump, 0, 1)) * value, 0
 
+# %% ../../nbs/20_data/15b_materials.ipynb #33c38926
 HUES = tuple(colour(c) for c in ("#7c2d28", "#27415e", "#2f5d46", "#b98a2f", "#3a3a3c", "#c9c0ae", "#6b3f5b", "#a4552e", "#4f7d86", "#8a8f55"))
 
 def books(p, case, seed, shelf=.33):
@@ -297,18 +304,18 @@ def books(p, case, seed, shelf=.33):
     body = np.where(gone | (h > tall), back, body)
     return mix(body, case, stripes(p.v, shelf, .025, p.fv)) * np.float32(.9), 0
 
-# %% ../../nbs/20_data/15b_materials.ipynb #842d141b
+# %% ../../nbs/20_data/15b_materials.ipynb #7081cb7f
 PALETTES = tuple(np.concatenate([colour(c) for c in row.split()], 1) for row in (
     "#e8e0cf #c8402f #26418f #e2b53a #1f1f22", "#f0e9dc #d97b4a #3f6f73 #20313d #e3c58a", "#ece7df #8e2f3c #d9a08b #4a2f3f #b9833f", "#e5ecea #2f6f8f #8fc1b8 #173a4a #e09a4a",
     "#f3ead7 #7f9a5a #36553f #d9b24a #8a4f2f", "#ddd6d0 #6a5f8f #b08fb0 #2b2a45 #d7a85f", "#f2efe9 #b7b2a8 #6f6a64 #2c2b2a #c4643c"))
 
-def painting(p, seed):
-    "An abstract painting of size 1 x 1, (3,k) albedo; which kind and which colours follow from the seed."
+def painting(p, seed, painter=None):
+    "An abstract painting of size 1 x 1, (3,k) albedo; its colours and, where no `painter` 0..5 is given, its kind follow from the seed."
     u, v, foot = p.u, p.v, np.maximum(p.foot, np.float32(.002))
     one = lambda k: float(cells(k, 0, seed)[0])
     inks = PALETTES[int(one(0) * len(PALETTES))]
     ink = lambda k: inks[:, [int(k) % 5]]
-    flat = (_squares, _grid, _cut, _rings, _hills, _strokes)[int(one(1) * 6)](u, v, foot, one, ink, inks, seed)
+    flat = (_squares, _grid, _cut, _rings, _hills, _strokes)[int(one(1) * 6) if painter is None else painter](u, v, foot, one, ink, inks, seed)
     canvas = 1 + np.float32(.06) * noise2(u * 70, v * 70, seed, 2, foot * 70) + np.float32(.05) * noise2(u * 5, v * 5, seed + 1, 2, foot * 5)
     return np.clip(flat * canvas, .01, .95), 0
 
@@ -322,6 +329,7 @@ def _squares(u, v, foot, one, ink, inks, seed):
         out = mix(out, ink(5 * one(20 + k)) * (1 + np.float32(.12) * noise2(u * 3, v * 6, seed + k, 3, foot * 6)), rect * np.float32(.9))
     return out
 
+# %% ../../nbs/20_data/15b_materials.ipynb #dbedcac6
 def _grid(u, v, foot, one, ink, inks, seed):
     "Black lines, a few filled fields."
     xs, ys = (np.sort([.05 + .9 * one(s + k) for k in range(3)]).astype(np.float32) for s in (30, 40))
@@ -348,6 +356,7 @@ def _rings(u, v, foot, one, ink, inks, seed):
         out = mix(out, ink(1 + 4 * one(80 + k)), share * np.float32(.86))
     return out
 
+# %% ../../nbs/20_data/15b_materials.ipynb #45dee1ef
 def _hills(u, v, foot, one, ink, inks, seed):
     "A landscape of four ridges under a sun."
     out = mix(ink(0), ink(4), np.clip(np.float32(1.1) - v, 0, 1) * np.float32(.6))

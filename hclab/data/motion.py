@@ -6,9 +6,10 @@
 __all__ = ['SIZE_LIMITS', 'ROTATION_TOLERANCE', 'ClipError', 'person_size', 'depths', 'forward_kinematics', 'Clip', 'cut',
            'resample', 'place', 'join', 'split_performers']
 
-# %% ../../nbs/20_data/00_motion.ipynb #5c6b201d
+# %% ../../nbs/20_data/00_motion.ipynb #4cb8625e
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 import numpy as np
 import torch
 from ..core.config import did_you_mean
@@ -47,14 +48,18 @@ def _check_joints(joints, skeleton):
         unit = " (millimetres?)" if 300 < size < 3000 else " (centimetres?)" if 30 < size <= 300 else ""
         raise ClipError(f"a person of size {size:.4g} m is impossible{unit}: joints are in metres, between {SIZE_LIMITS[0]} and {SIZE_LIMITS[1]}; multiply by the unit first")
 
-# %% ../../nbs/20_data/00_motion.ipynb #fead1506
+# %% ../../nbs/20_data/00_motion.ipynb #8c06caae
 def depths(s:Skeleton) -> list[list[int]]:
     "Joint indices by number of bones from the root, root first. Raises `ClipError` where a joint does not hang on the root."
-    levels, parents = [[s.root]], s.parents
-    while nxt := [j for j in range(len(s)) if parents[j] in levels[-1]]: levels.append(nxt)
+    return [list(level) for level in _levels(s)]
+
+@lru_cache(maxsize=64)
+def _levels(s:Skeleton) -> tuple:
+    levels, parents = [(s.root,)], s.parents
+    while nxt := tuple(j for j in range(len(s)) if parents[j] in levels[-1]): levels.append(nxt)
     loose = sorted(set(range(len(s))) - {j for level in levels for j in level})
     if loose: raise ClipError(f"{s.name}: {', '.join(s.names[j] for j in loose[:4])} hang on nothing, so rotations can't place them; give the layout an edge to each")
-    return levels
+    return tuple(levels)
 
 def forward_kinematics(skeleton:Skeleton,
                        offsets:torch.Tensor,   # (J,3) metres: each joint in its parent's frame
@@ -130,14 +135,16 @@ class Clip:
         "Seconds, counting each frame as 1/fps."
         return len(self) / self.fps
 
-# %% ../../nbs/20_data/00_motion.ipynb #07089cad
+# %% ../../nbs/20_data/00_motion.ipynb #46564d66
 def cut(clip:Clip,
         start:int,        # first frame
         stop:int|None=None # one past the last frame; None: to the end
        ) -> Clip:
     "The frames `start:stop` as a clip. Raises `ClipError` where none are left."
-    rotations = None if clip.rotations is None else clip.rotations[start:stop]
-    return replace(clip, joints=clip.joints[start:stop], rotations=rotations)
+    out = object.__new__(type(clip))       # its rotations lead to its joints, as those of the whole do: not tried again
+    out.__dict__.update(clip.__dict__, joints=clip.joints[start:stop], rotations=None if clip.rotations is None else clip.rotations[start:stop])
+    _check_joints(out.joints, out.skeleton)
+    return out
 
 def resample(clip:Clip, fps:float) -> Clip:
     "`clip` at `fps`: rotations by slerp and joints from them where a clip has rotations, else joints (metres) linearly in time."

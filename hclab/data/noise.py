@@ -52,7 +52,7 @@ def cells(i,            # whole numbers (as float or int), any shape
     mixed = _mix(_mix(_mix(start + np.uint32(0x9E3779B9)) + i) + j * np.uint32(0x27D4EB2F))
     return (mixed >> np.uint32(8)).astype(np.float32) * np.float32(2 ** -24)
 
-# %% ../../nbs/20_data/14_noise.ipynb #77ea37aa
+# %% ../../nbs/20_data/14_noise.ipynb #f5e821f9
 class NoiseError(ValueError):
     "Coordinates or a number of octaves that make no noise."
 
@@ -81,6 +81,7 @@ def _lookup2(x, y):
     q += b * (flat[SIZE2 + 2:].take(at) - q)
     return p + a * (q - p)
 
+# %% ../../nbs/20_data/14_noise.ipynb #e107c484
 def noise2(u, v,           # coordinates, any one shape; features are about half a unit wide
            seed:int=0,     # another seed, another field
            octaves:int=4,  # how many; each has twice the frequency and half the height of the one before
@@ -89,15 +90,28 @@ def noise2(u, v,           # coordinates, any one shape; features are about half
     "Smooth noise, shape of `u`, float32, mean 0, nearly all within [-1, 1]. Raises `NoiseError` for shapes that differ."
     u, v = np.asarray(u, np.float32), np.asarray(v, np.float32)
     if u.shape != v.shape: raise NoiseError(f"u and v must have one shape, got {u.shape} and {v.shape}")
-    out = np.zeros(u.shape, np.float32)
+    lookup = lambda k, x, y: (lambda c, s, dx, dy: _lookup2(c * x - s * y + dx, s * x + c * y + dy))(*_plane(k, seed))
+    return _sum(lookup, (u, v), octaves, footprint)
+
+# %% ../../nbs/20_data/14_noise.ipynb #cf9339c4
+def _sum(lookup, coordinates, octaves, footprint):
+    "Octaves `lookup(k, *coordinates)` added up, each faded by what pixels can show and looked up only where they show some of it."
+    out = np.zeros(coordinates[0].shape, np.float32)
+    if footprint is None: footprint = 0.
+    footprint = np.asarray(footprint, np.float32)
+    least, most = (float(footprint.min()), float(footprint.max())) if footprint.size else (0., 0.)
     for k, height in enumerate(_octaves(octaves)):
-        c, s, dx, dy = _plane(k, seed)
-        share = resolved(.5 ** k, footprint)
-        if not np.any(share): break
-        out += height * share * _lookup2(c * u - s * v + dx, s * u + c * v + dy)
+        period = .5 ** k
+        if least >= period / 2: break
+        if most <= period / 4: out += height * lookup(k, *coordinates)
+        else:
+            share = resolved(period, np.broadcast_to(footprint, out.shape))
+            seen = np.nonzero(share)
+            if 4 * len(seen[0]) > 3 * out.size: out += height * share * lookup(k, *coordinates)
+            else: out[seen] += height * share[seen] * lookup(k, *(x[seen] for x in coordinates))
     return out
 
-# %% ../../nbs/20_data/14_noise.ipynb #c13ef5f0
+# %% ../../nbs/20_data/14_noise.ipynb #92df44dd
 @lru_cache(maxsize=1 << 16)
 def _turn(k, seed):
     "A rotation (3,3) and an offset (3,) for octave k: a unit quaternion from four hashed numbers (Shoemake 1992)."
@@ -122,6 +136,7 @@ def _lookup3(x, y, z):
     q += b * (along(side * side + side) - q)
     return p + a * (q - p)
 
+# %% ../../nbs/20_data/14_noise.ipynb #0e371329
 def noise3(points,         # (..., 3); features are about half a unit wide
            seed:int=0,     # another seed, another field
            octaves:int=4,  # how many
@@ -131,12 +146,8 @@ def noise3(points,         # (..., 3); features are about half a unit wide
     points = np.asarray(points, np.float32)
     if points.ndim < 1 or points.shape[-1] != 3: raise NoiseError(f"points must have shape (..., 3), got {points.shape}")
     xyz = [np.ascontiguousarray(points[..., d]) for d in range(3)]
-    out = np.zeros(points.shape[:-1], np.float32)
-    for n, height in enumerate(_octaves(octaves)):
-        share = resolved(.5 ** n, footprint)
-        if not np.any(share): break
-        rows, offset = _turn(n, seed)
-        scale = 2 ** n * SIZE3 / WAVES3
-        turned = (sum(np.float32(scale * r) * p for r, p in zip(row, xyz)) + np.float32(o * SIZE3) for row, o in zip(rows, offset))
-        out += height * share * _lookup3(*turned)
-    return out
+    def lookup(k, *xyz):
+        rows, offset = _turn(k, seed)
+        scale = 2 ** k * SIZE3 / WAVES3
+        return _lookup3(*(sum(np.float32(scale * r) * x for r, x in zip(row, xyz)) + np.float32(o * SIZE3) for row, o in zip(rows, offset)))
+    return _sum(lookup, xyz, octaves, footprint)

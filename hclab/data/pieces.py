@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Neutral', 'neutral', 'Piece', 'piece_of', 'with_edge_points', 'tidy', 'cut', 'refined', 'mesh_normals', 'put_on']
 
-# %% ../../nbs/20_data/11_pieces.ipynb #2eac534e
+# %% ../../nbs/20_data/11_pieces.ipynb #3a9a63a0
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from .body import Posed, Shape, body, triangles
+from .figure import cross
 
 # %% ../../nbs/20_data/11_pieces.ipynb #e17e32a0
 @dataclass(frozen=True)
@@ -92,11 +93,11 @@ def refined(piece:Piece) -> Piece:
     more = with_edge_points(piece, edges, np.full(len(edges), .5))
     return Piece(more.ends, more.share, np.concatenate([np.stack(x, 1) for x in ((t[:, 0], ab, ca), (ab, t[:, 1], bc), (ca, bc, t[:, 2]), (ab, bc, ca))]), more.off)
 
-# %% ../../nbs/20_data/11_pieces.ipynb #c587e199
+# %% ../../nbs/20_data/11_pieces.ipynb #1c31d40c
 def mesh_normals(vertices:np.ndarray, tris:np.ndarray) -> np.ndarray:
     "(P,3) unit normals of a triangle mesh, weighted by area."
     a, b, c = (vertices[tris[:, k]] for k in range(3))
-    normal = np.cross(b - a, c - a)
+    normal = cross(b - a, c - a)
     out = np.stack([np.bincount(tris.T.ravel(), np.tile(normal[:, d], 3), len(vertices)) for d in range(3)], 1)
     return out/np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
 

@@ -6,7 +6,7 @@
 __all__ = ['LIMBS', 'SOLE', 'ANKLE', 'BALL', 'HEEL', 'FLAT', 'SHRUG', 'FOOT_POINTS', 'Source', 'world_rotations', 'standing_feet',
            'feet_of', 'slide', 'read_source', 'Fit', 'Ground', 'ground_of', 'Retargeted', 'retarget', 'relayout']
 
-# %% ../../nbs/20_data/07b_retarget.ipynb #1a4a6a1e
+# %% ../../nbs/20_data/07b_retarget.ipynb #bf918901
 import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from ..core.geometry import axis_angle_to_matrix, matrix_to_axis_angle, matrix_to_quaternion, quaternion_multiply, quaternion_to_matrix
 from ..core.skeleton import ANATOMY, Skeleton, anatomy, conversion, convert, skeleton
-from .figure import apply, carry, dot, rotation, two_bones, unit
+from .figure import apply, carry, carry_frames, dot, rotation, two_bones, unit
 from .measures import lowest, planted
 from .motion import Clip, depths, forward_kinematics
 from .performers import SEGMENTS
@@ -138,7 +138,7 @@ def _level_soles(source:Source) -> None:
 
 FLAT = 5.0    # degrees: a zero pose whose soles are this far from level is not a pose on the floor
 
-# %% ../../nbs/20_data/07b_retarget.ipynb #6ee23f8b
+# %% ../../nbs/20_data/07b_retarget.ipynb #8f904468
 def _level_turned(source:Source, s:str, stands:np.ndarray) -> None:
     "Level a foot told by rotations where it stands otherwise than its rig's zero pose (CMU's spreads the legs and tips the soles)."
     if source.same or stands.sum() < 5: return
@@ -157,8 +157,14 @@ def _nominal_pitch(kind:tuple, side:str) -> float:
 def _between(A, B, w) -> np.ndarray:
     "(T,3,3) rotations from `A` (w = 0) to `B` (w = 1) by the shorter way; `w` a number or (T,1,1)."
     if not np.ndim(w) and w in (0, 1): return B if w else A
-    way = matrix_to_axis_angle(torch.from_numpy(np.ascontiguousarray(A.swapaxes(-1, -2) @ B)))
-    return A @ axis_angle_to_matrix(way * torch.as_tensor(w, dtype=torch.float64).reshape(-1, 1)).numpy()
+    R = A.swapaxes(-1, -2) @ B
+    odd, cosine = (R - R.swapaxes(-1, -2)) / 2, (R[..., 0, 0] + R[..., 1, 1] + R[..., 2, 2])[..., None, None] / 2 - .5
+    if (cosine < -.99).any():         # nearly half a turn: the axis must be told with more care
+        way = matrix_to_axis_angle(torch.from_numpy(np.ascontiguousarray(R)))
+        return A @ axis_angle_to_matrix(way * torch.as_tensor(w, dtype=torch.float64).reshape(-1, 1)).numpy()
+    sine = np.sqrt(odd[..., 2, 1]**2 + odd[..., 0, 2]**2 + odd[..., 1, 0]**2)[..., None, None]
+    angle, N = w * np.arctan2(sine, cosine), odd / np.maximum(sine, 1e-12)
+    return A @ (np.eye(3) + np.sin(angle) * N + (1 - np.cos(angle)) * (N @ N))
 
 # %% ../../nbs/20_data/07b_retarget.ipynb #6347c434
 def _infer_feet(source:Source) -> None:
@@ -231,7 +237,7 @@ def read_source(clip:Clip, target:Rig, points:dict|None=None, rig:Rig|None=None)
     _infer_feet(source)
     return source
 
-# %% ../../nbs/20_data/07b_retarget.ipynb #d0407256
+# %% ../../nbs/20_data/07b_retarget.ipynb #ec9db576
 def _aim(D:list, bones, fixed, to) -> list:
     "Rotations `D` of a chain of `bones` (3,), turned together so that `fixed` (T,3) plus the bones points along `to` (T,3)."
     r = sum(apply(d, b) for d, b in zip(D, bones, strict=True))
@@ -239,7 +245,8 @@ def _aim(D:list, bones, fixed, to) -> list:
     room = dot(r, r) - dot(fixed, fixed) + along**2
     goal = (along + np.sqrt(np.maximum(room, 0))) * to - fixed
     if np.sqrt(dot(r, r)).max() < 1e-6: return D
-    return [np.stack([carry(unit(r), unit(goal), d[..., k]) for k in range(3)], -1) for d in D]
+    r, goal = unit(r), unit(goal)
+    return [carry_frames(r, goal, d) for d in D]
 
 # %% ../../nbs/20_data/07b_retarget.ipynb #0d7694ae
 def _at_shares(knots:list, shares:list) -> list:
@@ -316,7 +323,7 @@ def _collar(fit:Fit, source:Source, side:str) -> list:
         told = carry(usual, own, told)
     return _aim([D] * len(chain), np.diff(p[[*chain, shoulder]], axis=0), apply(D, p[chain[0]] - rest), unit(apply(D, told)))
 
-# %% ../../nbs/20_data/07b_retarget.ipynb #c8a51e1b
+# %% ../../nbs/20_data/07b_retarget.ipynb #799cca10
 def _chain(fit:Fit, name:str, end:int, before:np.ndarray, after:np.ndarray) -> list:
     "Rotations of the bones of a limb's segment: the first share the twist of what comes `before`, or the last that of what comes `after`, where given."
     chain, D, p = fit.parts.chains[name], fit.D[name], fit.rig.joints
@@ -324,7 +331,7 @@ def _chain(fit:Fit, name:str, end:int, before:np.ndarray, after:np.ndarray) -> l
     n, whole = len(chain), unit(bones.sum(0))
     if n == 1: return [D]
     other = before if before is not None else after
-    same = np.stack([carry(unit(apply(other, whole)), unit(apply(D, whole)), other[..., k]) for k in range(3)], -1)   # other, but along this bone
+    same = carry_frames(unit(apply(other, whole)), unit(apply(D, whole)), other)   # other, but along this bone
     turns = [_between(same, D, (k + 1) / n) if before is not None else _between(D, same, k / n) for k in range(n)]
     return _aim(turns, bones, 0 * before[..., 0] if before is not None else 0 * after[..., 0], unit(apply(D, whole)))
 
@@ -375,15 +382,16 @@ def _path(P:dict, g:Ground) -> np.ndarray:
     out[:, 2] = g.floor + g.own + g.scale * (hips[:, 2] - g.ankle)
     return out
 
-# %% ../../nbs/20_data/07b_retarget.ipynb #9afe3edb
+# %% ../../nbs/20_data/07b_retarget.ipynb #7c72e60c
 def _pose(fit:Fit, source:Source, hips:np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     "Joints (T,J,3) and local rotations (T,J,4), float32, of the rig whose middle of the hips is at `hips` (T,3)."
     rig, s, T = fit.rig, fit.rig.skeleton, len(hips)
+    parents = s.parents
     turns = _trunk(fit, source) | _limbs(fit, source)
     R0, up, local = rig.posed[1], {}, np.empty((len(s), T, 3, 3))
     for level in depths(s):
         for j in level:
-            p = s.parents[j]
+            p = parents[j]
             up[j] = turns.get(j) if j in turns else fit.D["pelvis"] if p < 0 else up[p]
             if p < 0: local[j] = up[j] @ R0[j]
             else: local[j] = R0[p].T @ R0[j] if up[j] is up[p] else R0[p].T @ (up[p].swapaxes(-1, -2) @ up[j]) @ R0[j]
@@ -392,10 +400,9 @@ def _pose(fit:Fit, source:Source, hips:np.ndarray) -> tuple[torch.Tensor, torch.
     q, offsets = torch.nn.functional.normalize(q, dim=-1).float().contiguous(), torch.from_numpy(rig.offsets).float()
     joints = forward_kinematics(s, offsets, q, torch.zeros(T, 3))
     middle = (joints[:, rig.at["left_hip"]] + joints[:, rig.at["right_hip"]]) / 2
-    root = (torch.from_numpy(hips) - middle).float() + joints[:, s.root]
-    return forward_kinematics(s, offsets, q, root), q
+    return joints + (torch.from_numpy(hips) - middle).float()[:, None], q
 
-# %% ../../nbs/20_data/07b_retarget.ipynb #b07952aa
+# %% ../../nbs/20_data/07b_retarget.ipynb #f19d4d76
 def _lock(fit:Fit, source:Source, hips:np.ndarray, stands:np.ndarray) -> None:
     "Change the legs of `fit` in place so that feet that stand stay; `stands` (T,2)."
     p, at, D = fit.rig.joints, fit.rig.at, fit.D
@@ -411,7 +418,7 @@ def _lock(fit:Fit, source:Source, hips:np.ndarray, stands:np.ndarray) -> None:
         A = swung(D[f"{s}_thigh"] @ frame_z(z0, upright(fit.rest)[..., 0]), 2, apply(D[f"{s}_thigh"], z0))
         mid, end, side = two_bones(start, end + shift, float(np.linalg.norm(knee - hip)), float(np.linalg.norm(ankle - knee)), unit(end - start), A[..., 0])
         for name, a, b, old in (("thigh", start, mid, knee - hip), ("shank", mid, end, ankle - knee)):
-            D[f"{s}_{name}"] = np.stack([carry(unit(apply(D[f"{s}_{name}"], old)), unit(b - a), D[f"{s}_{name}"][..., k]) for k in range(3)], -1)
+            D[f"{s}_{name}"] = carry_frames(unit(apply(D[f"{s}_{name}"], old)), unit(b - a), D[f"{s}_{name}"])
 
 # %% ../../nbs/20_data/07b_retarget.ipynb #06786909
 def _hold(place:np.ndarray, stands:np.ndarray) -> np.ndarray|None:

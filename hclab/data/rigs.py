@@ -9,7 +9,7 @@ __all__ = ['NEEDED', 'POINTS', 'RIG_NAMES', 'SIZES', 'BACKWARDS', 'BENT', 'MEMOR
            'smooth', 'bend', 'frame_zy', 'kinds_of', 'with_middles', 'frames_of', 'mean_person', 'upright', 'completed',
            'pitch_down', 'rest_frames']
 
-# %% ../../nbs/20_data/07_rigs.ipynb #3d03ee9f
+# %% ../../nbs/20_data/07_rigs.ipynb #c12baf12
 import math, re
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
@@ -19,7 +19,7 @@ import torch
 from ..core.config import did_you_mean
 from ..core.geometry import quaternion_to_matrix
 from ..core.skeleton import ANATOMY, SKELETONS, Skeleton, anatomy, pairs_from_names, rest_pose, skeleton
-from .figure import FIGURE, carry, dot, offsets_of, apply, rotation, unit
+from .figure import FIGURE, carry, carry_frames, cross, dot, offsets_of, apply, rotation, unit
 from .motion import Clip, depths
 from .performers import Performer
 
@@ -46,10 +46,14 @@ def _sided(name:str) -> tuple[str, str]:
             if (rest := re.sub(rule, "", bare, flags=re.I)) != bare: return side, rest
     return "", bare
 
-# %% ../../nbs/20_data/07_rigs.ipynb #f8f580ad
+# %% ../../nbs/20_data/07_rigs.ipynb #27b839a8
 def points_of(s:Skeleton, points:dict|None=None) -> dict[str, int]:
     "Anatomical point -> joint index. `points` maps joint names to points; else layouts and rigs are known by name. Raises `RetargetError`."
-    if points is not None: return _given_points(s, points)
+    return dict(_named_points(s)) if points is None else _given_points(s, points)
+
+@lru_cache(maxsize=64)
+def _named_points(s:Skeleton) -> dict[str, int]:
+    "Points that a layout's own names tell; worked out once, for there are many names and rules."
     known = {p: i for i, p in enumerate(anatomy(s)) if p in POINTS}
     if s.name in ANATOMY or set(NEEDED) <= set(known): return known
     found = {}
@@ -131,7 +135,7 @@ def check_bones(P:dict, who:str) -> None:
         unit = " (millimetres?)" if 150 < leg < 1500 else " (centimetres?)" if 15 < leg <= 150 else ""
         raise RetargetError(f"{who}: legs of {leg:.4g} m are impossible{unit}: give metres, between {SIZES[0]} and {SIZES[1]}")
 
-# %% ../../nbs/20_data/07_rigs.ipynb #075649e2
+# %% ../../nbs/20_data/07_rigs.ipynb #bb4434a7
 def _standing(rig:Rig) -> str:
     "Why the pose of `rig` is no standing person, or an empty text."
     at = {p: rig.joints[i] for p, i in rig.at.items()}
@@ -141,14 +145,14 @@ def _standing(rig:Rig) -> str:
         thigh, shank = unit(at[f"{side}_knee"] - at[f"{side}_hip"]), unit(at[f"{side}_ankle"] - at[f"{side}_knee"])
         if thigh @ up > -.7: return f"its {side} thigh does not hang down"
         if thigh @ shank < .7: return f"its {side} knee is bent by {math.degrees(math.acos(np.clip(thigh @ shank, -1, 1))):.0f} degrees"
-        ahead = np.cross(at["left_hip"] - at["right_hip"], up)
+        ahead = cross(at["left_hip"] - at["right_hip"], up)
         if f"{side}_foot" in at and (at[f"{side}_foot"] - at[f"{side}_ankle"]) @ ahead < 0: return f"its {side} toes point backwards (left and right exchanged?)"
     return ""
 
 def _check_standing(rig:Rig) -> None:
     if why := _standing(rig): raise RetargetError(f"{rig.skeleton.name}: this is no standing pose, {why}; give rest= the local rotations (J,4) of one, e.g. those of a frame")
 
-# %% ../../nbs/20_data/07_rigs.ipynb #258df14b
+# %% ../../nbs/20_data/07_rigs.ipynb #eb3ab3f9
 def rig_of(clip:Clip,                # with rotations and offsets
            rest:int|None=None,       # frame in which the person stands; None: all rotations zero
            points:dict|None=None     # joint name -> point, where the names are not known
@@ -156,7 +160,13 @@ def rig_of(clip:Clip,                # with rotations and offsets
     "The rig that `clip` moves. Raises `RetargetError` for a clip without rotations or a pose that does not stand."
     if clip.rotations is None: raise RetargetError(f"{clip!r} has no rotations, so no rig; retarget it onto one, e.g. standing_rig({clip.skeleton.name!r})")
     if rest is not None and not -len(clip) <= rest < len(clip): raise RetargetError(f"rest={rest} is no frame of a clip of {len(clip)}; give 0 to {len(clip) - 1}")
+    if rest is None and points is None: return _known_rig(clip.skeleton, clip.offsets.numpy().tobytes())
     return Rig(clip.skeleton, clip.offsets.double().numpy(), None if rest is None else clip.rotations[rest].double().numpy(), points)
+
+@lru_cache(maxsize=64)
+def _known_rig(s:Skeleton, offsets:bytes) -> Rig:
+    "The rig of float32 offsets with all rotations zero, made once: the clips of one performer share it."
+    return Rig(s, np.frombuffer(offsets, np.float32).reshape(-1, 3).astype(float))
 
 def figure_rig(performer:Performer|int=Performer()) -> Rig:
     "The rig of a performer of the grammar (an int is drawn)."
@@ -168,7 +178,7 @@ def standing_rig(layout:str|Skeleton) -> Rig:
     x = rest_pose(s).double().numpy()
     return Rig(s, np.array([x[j] - x[p] if p >= 0 else 0 * x[j] for j, p in enumerate(s.parents)]))
 
-# %% ../../nbs/20_data/07_rigs.ipynb #5818ab32
+# %% ../../nbs/20_data/07_rigs.ipynb #6f44a48e
 def rig_from_bones(names,           # of the bones
                    parents,         # name of each bone's parent, "" for the root
                    heads,           # (B,3) metres: where each bone starts, in a standing pose
@@ -185,10 +195,15 @@ def rig_from_bones(names,           # of the bones
         ends = [i for i, n in enumerate(names) if n not in parents]
         heads = np.concatenate([heads, np.asarray(tails, float)[ends]])
         names, parents = names + [f"{names[i]}_end" for i in ends], parents + [names[i] for i in ends]
+    s = _layout_of_bones(tuple(names), tuple(parents), name)
+    return Rig(s, np.array([heads[j] - heads[p] if p >= 0 else 0 * heads[j] for j, p in enumerate(s.parents)]), None, points, sole)
+
+@lru_cache(maxsize=16)
+def _layout_of_bones(names:tuple, parents:tuple, name:str) -> Skeleton:
+    "The layout of a tree of bones, the same object for all bodies that have it."
     up = [names.index(p) if p else -1 for p in parents]
     twins = {i: names.index(t) for i, n in enumerate(names) if (t := re.sub(r"\.L(?=$|_end)", ".R", n)) != n and t in names}
-    s = Skeleton(name, tuple(names), tuple((p, c) for c, p in enumerate(up) if p >= 0), tuple(twins.items()) or pairs_from_names(tuple(names)), up.index(-1))
-    return Rig(s, np.array([heads[j] - heads[p] if p >= 0 else 0 * heads[j] for j, p in enumerate(up)]), None, points, sole)
+    return Skeleton(name, names, tuple((p, c) for c, p in enumerate(up) if p >= 0), tuple(twins.items()) or pairs_from_names(names), up.index(-1))
 
 # %% ../../nbs/20_data/07_rigs.ipynb #3ab4a976
 def a_pose_body(k:float=1.0,       # size: 1 is a grown person
@@ -276,27 +291,26 @@ def _limb_chains(rig:Rig, side:str, chest:int) -> dict[str, list[int]]:
         if j in s.parents and (not tip or f"{side}_{tip}" in at) and (not anchor or joints_up_to(s, j, at[f"{side}_{anchor}"])): out[f"{side}_{name}"] = [j]
     return out
 
-# %% ../../nbs/20_data/07_rigs.ipynb #dbdaeddd
+# %% ../../nbs/20_data/07_rigs.ipynb #ca1dd586
 def frame_z(z, x) -> np.ndarray:
     "(T,3,3) frames with exactly this `z` (T,3), x towards `x`."
-    z = unit(z); y = unit(np.cross(z, x))
-    return np.stack([np.cross(y, z), y, z], -1)
+    z = unit(z); y = unit(cross(z, x))
+    return np.stack([cross(y, z), y, z], -1)
 
 def frame_y(y, z) -> np.ndarray:
     "(T,3,3) frames with exactly this `y` (T,3), z towards `z`."
-    y = unit(y); x = unit(np.cross(y, z))
-    return np.stack([x, y, np.cross(x, y)], -1)
+    y = unit(y); x = unit(cross(y, z))
+    return np.stack([x, y, cross(x, y)], -1)
 
-# %% ../../nbs/20_data/07_rigs.ipynb #b82b2442
+# %% ../../nbs/20_data/07_rigs.ipynb #d75c7c88
 def frame_x(x, z) -> np.ndarray:
     "(T,3,3) frames with exactly this `x` (T,3), z towards `z`."
-    x = unit(x); y = unit(np.cross(z, x))
-    return np.stack([x, y, np.cross(x, y)], -1)
+    x = unit(x); y = unit(cross(z, x))
+    return np.stack([x, y, cross(x, y)], -1)
 
 def swung(A, column:int, to) -> np.ndarray:
     "Frames `A` (T,3,3) turned by the smallest rotation that takes their `column` to the directions `to` (T,3)."
-    ref, to = A[..., column], unit(to)
-    return np.stack([carry(ref, to, A[..., k]) for k in range(3)], -1)
+    return carry_frames(A[..., column], unit(to), A)
 
 def ease(x, low:float, high:float): return (w := np.clip((x - low) / (high - low), 0, 1)) * w * (3 - 2 * w)
 
@@ -304,7 +318,7 @@ BACKWARDS = (-.6, -.1) # cosine to straight ahead: knees do not bend this way
 BENT = (6.0, 20.0)    # degrees: below the first a limb's bend says nothing about its hinge, above the second everything
 MEMORY = 0.25         # seconds: how far a straight limb looks for the hinge it had
 
-# %% ../../nbs/20_data/07_rigs.ipynb #6c69818a
+# %% ../../nbs/20_data/07_rigs.ipynb #d21cd370
 def smooth(c:np.ndarray, width:float) -> np.ndarray:
     "`c` (T,) averaged over a bell of `width` frames."
     reach = min(int(3 * width), len(c) - 1)
@@ -315,13 +329,13 @@ def smooth(c:np.ndarray, width:float) -> np.ndarray:
 def bend(a, b, c) -> np.ndarray:
     "(T,) from 0, where the limb a-b-c is too straight to tell its hinge, to 1."
     u, v = a - b, b - c
-    return ease(np.degrees(np.arctan2(np.linalg.norm(np.cross(u, v), axis=-1), dot(u, v)[:, 0])), *BENT)
+    return ease(np.degrees(np.arctan2(np.linalg.norm(cross(u, v), axis=-1), dot(u, v)[:, 0])), *BENT)
 
-# %% ../../nbs/20_data/07_rigs.ipynb #40bceaa0
+# %% ../../nbs/20_data/07_rigs.ipynb #3f9fe7e8
 def _limb(a, b, c, ahead:np.ndarray, sign:float, fps:float) -> tuple[np.ndarray, np.ndarray]:
     "Frames (T,3,3) of the bones a-b and b-c; `ahead` (T,3) is x where the limb is straight; the middle joint points along `sign` times x."
     z1, z2 = unit(a - b), unit(b - c)
-    x0 = unit(ahead - dot(ahead, z1) * z1); y0 = np.cross(z1, x0)
+    x0 = unit(ahead - dot(ahead, z1) * z1); y0 = cross(z1, x0)
     out = sign * (z2 - z1)                                    # from the line a-c to b
     flat = out - dot(out, z1) * z1
     w, way = bend(a, b, c), np.arctan2(dot(flat, y0), dot(flat, x0))[:, 0]
@@ -335,8 +349,8 @@ def _limb(a, b, c, ahead:np.ndarray, sign:float, fps:float) -> tuple[np.ndarray,
 
 def frame_zy(z, y) -> np.ndarray:
     "(T,3,3) frames with exactly this `z`, y towards `y`."
-    z = unit(z); x = unit(np.cross(y, z))
-    return np.stack([x, np.cross(z, x), z], -1)
+    z = unit(z); x = unit(cross(y, z))
+    return np.stack([x, cross(z, x), z], -1)
 
 # %% ../../nbs/20_data/07_rigs.ipynb #97bd826f
 def _far(P:dict, a:str, b:str, least:float=.01) -> bool:
@@ -397,11 +411,11 @@ def frames_of(P:dict,          # point -> (T,3) metres, with the middles of hips
         A |= _hand_foot(P, kinds, A, side)
     return A
 
-# %% ../../nbs/20_data/07_rigs.ipynb #1a8dda6c
+# %% ../../nbs/20_data/07_rigs.ipynb #0d090c39
 def _head(P:dict, kind:tuple, chest:np.ndarray) -> np.ndarray:
     "The head's frame (T,3,3): from ears or eyes and nose, from the face between neck and top, from a line and the chest, or the chest's."
     if not kind: return chest
-    if kind[0] == "ears": return frame_y(P[kind[1]] - P[kind[2]], np.cross(P[kind[3]] - (P[kind[1]] + P[kind[2]]) / 2, P[kind[1]] - P[kind[2]]))
+    if kind[0] == "ears": return frame_y(P[kind[1]] - P[kind[2]], cross(P[kind[3]] - (P[kind[1]] + P[kind[2]]) / 2, P[kind[1]] - P[kind[2]]))
     if kind[0] == "line": return swung(chest, 2, P[kind[2]] - P[kind[1]])
     z = unit(P["head_top"] - P["neck_nose"])
     x = P["neck_nose"] - P["mid_shoulders"]
@@ -424,7 +438,7 @@ def _hand_foot(P:dict, kinds:dict, A:dict, side:str) -> dict[str, np.ndarray]:
     if kind := kinds[f"{side}_toes"]: out[f"{side}_toes"] = swung(out[f"{side}_foot"], 0, at(kind[1]) - at(kind[0]))
     return out
 
-# %% ../../nbs/20_data/07_rigs.ipynb #f67958e0
+# %% ../../nbs/20_data/07_rigs.ipynb #17c37b89
 _GROUPS = {  # where borrowed points are placed, best anchor first, and which they are
     ("head", "neck", "neck_nose", "head_top", "mid_shoulders"): "head neck head_top neck_nose nose left_eye right_eye left_ear right_ear".split(),
     **{(f"{s}_ankle",): [f"{s}_{p}" for p in "heel foot toe_tip big_toe small_toe".split()] for s in ("left", "right")},
@@ -435,6 +449,12 @@ def mean_person() -> dict[str, np.ndarray]:
     "All points (1,3) of a mean person who stands."
     return with_middles({p: x[None].double().numpy() for s in SKELETONS.values() for p, x in zip(anatomy(s), rest_pose(s), strict=True)})
 
+@cache
+def _mean_frames() -> dict[str, np.ndarray]:
+    "Frames of the mean person, without a head."
+    mean = mean_person()
+    return frames_of(mean, dict(kinds_of(mean, {}), head=()))
+
 UPRIGHT = 15.0   # degrees: a trunk that leans less stands along the axis
 
 def upright(P:dict) -> np.ndarray:
@@ -442,16 +462,16 @@ def upright(P:dict) -> np.ndarray:
     up = unit(P["mid_shoulders"] - P["mid_hips"])
     axis = np.sign(up) * (np.abs(up) == np.abs(up).max())
     if (np.degrees(np.arccos(np.clip(dot(up, axis), -1, 1))) < UPRIGHT).all(): up = axis
-    return frame_z(up, np.cross(P["left_hip"] - P["right_hip"], up))
+    return frame_z(up, cross(P["left_hip"] - P["right_hip"], up))
 
-# %% ../../nbs/20_data/07_rigs.ipynb #e03a5fe5
+# %% ../../nbs/20_data/07_rigs.ipynb #280863b8
 @lru_cache(maxsize=64)
 def completed(rig:Rig) -> dict[str, np.ndarray]:
     "Points (1,3) of the standing rig, those it lacks borrowed from a mean person."
     own, mean = with_middles({p: rig.joints[i][None] for p, i in rig.at.items()}), mean_person()
     out, k = dict(own), leg_length(own) / leg_length(mean)
     turn = upright(own) @ upright(mean).swapaxes(-1, -2)
-    arms = [frames_of(P, dict(kinds_of(P, {}), head=())) for P in (own, mean)]
+    arms = [frames_of(own, dict(kinds_of(own, {}), head=())), _mean_frames()]
     for anchors, names in _GROUPS.items():
         anchor, R = next(a for a in anchors if a in own), turn
         side = anchor.partition("_")[0]

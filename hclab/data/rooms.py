@@ -6,21 +6,21 @@
 __all__ = ['PHOTOGRAPHS', 'FABRICS', 'WOODS', 'METALS', 'PIECES', 'WIDTHS', 'FLOORS', 'PAINTS', 'dressed', 'framed', 'outside',
            'window', 'door', 'clock', 'screen', 'radiator', 'floored', 'photographs', 'photo', 'lookup', 'photograph',
            'Spot', 'pick', 'sofa', 'bookcase', 'sideboard', 'glowing', 'lamp_on', 'vase_on', 'plant', 'floor_lamp',
-           'shelf_table', 'boxes', 'in_the_way', 'draw_floor', 'draw_wall', 'hang', 'draw_room', 'furnish', 'sweep',
-           'draw_studio', 'paper_sky', 'backdrop_photo', 'photo_floor', 'soft_edge', 'draw_photo']
+           'shelf_table', 'boxes', 'from_origin', 'in_the_way', 'draw_floor', 'draw_wall', 'hang', 'draw_room',
+           'furnish', 'sweep', 'draw_studio', 'paper_sky', 'backdrop_photo', 'photo_floor', 'soft_edge', 'draw_photo']
 
-# %% ../../nbs/20_data/15d_rooms.ipynb #48dc1e92
+# %% ../../nbs/20_data/15d_rooms.ipynb #181e68be
 import math
 from functools import lru_cache, partial
 from pathlib import Path
 import numpy as np
 from .light import Light, linear
-from .materials import (HUES, books, brick, carpet, cloth, colour, concrete, curtain, fraction, inside, leaves, mix, painted, painting, panelled, parquet,
+from .materials import (HUES, books, brick, carpet, cloth, colour, concrete, curtain, flat_patch, fraction, inside, leaves, mix, painted, painting, panelled, parquet,
                                   planks, plaster, boards, rug, stripes, tiles, wallpaper, wood)
 from .noise import cells, noise2
 from .scenery import Ball, Belt, Box, Level, Scenery, Wall
 
-# %% ../../nbs/20_data/15d_rooms.ipynb #2c9c865e
+# %% ../../nbs/20_data/15d_rooms.ipynb #03a4c6be
 def dressed(p, base, decals=(), skirting=None, height=0.):
     "A wall material with decals (left, right, bottom, top, material), a skirting board and a ledge at `height`."
     albedo, glow = base(p)
@@ -40,6 +40,7 @@ def dressed(p, base, decals=(), skirting=None, height=0.):
         glow[:, index] = mix(glow[:, index], g, share)
     return albedo, glow
 
+# %% ../../nbs/20_data/15d_rooms.ipynb #fa523de5
 def framed(p, size, seed, frame, mat=.06, width=.035):
     "A painting behind a mat in a frame; `size` (width, height) in metres."
     w, h = size
@@ -61,6 +62,7 @@ def outside(unit, light, seed):
     green = light.horizon[:, None] * mix(np.array([[.16], [.22], [.10]], np.float32), np.array([[.34], [.38], [.22]], np.float32), np.clip(np.float32(.5) + noise2(az * 9, e * 9, seed + 1, 3), 0, 1))
     return mix(green, sky, np.clip((e - top) * 25 + np.float32(.5), 0, 1))
 
+# %% ../../nbs/20_data/15d_rooms.ipynb #90e5ad88
 def window(p, size, seed, frame, bars=(2, 2)):
     "A window with bars: outside shines through it."
     w, h = size
@@ -85,6 +87,7 @@ def door(p, size, base, frame):
     handle = inside(p.u, .15, .29, p.fu) * inside(p.v, 1.02, 1.05, p.fv)
     return mix(out, np.array([[.50], [.47], [.40]], np.float32), handle), 0
 
+# %% ../../nbs/20_data/15d_rooms.ipynb #c8936720
 def clock(p, size, face, hands):
     "A round clock, as wide as its decal."
     x, y = p.u - np.float32(size / 2), p.v - np.float32(size / 2)
@@ -105,6 +108,7 @@ def radiator(p, base):
     "White ribs."
     return base * (np.float32(.92) - np.float32(.30) * stripes(p.u, .06, .018, p.fu)), 0
 
+# %% ../../nbs/20_data/15d_rooms.ipynb #c5de7cf6
 def floored(p, base, pieces=()):
     "A floor with rugs (x, y, turn, half, material) on it; x, y along the floor's own pattern."
     albedo, glow = base(p)
@@ -116,7 +120,7 @@ def floored(p, base, pieces=()):
         albedo[:, index] = mix(albedo[:, index], material(q.pick(index))[0], share)
     return albedo, glow
 
-# %% ../../nbs/20_data/15d_rooms.ipynb #c9f23e07
+# %% ../../nbs/20_data/15d_rooms.ipynb #5aa82d4b
 PHOTOGRAPHS = ("coffee.png", "chelsea.png", "motorcycle_left.png", "rocket.jpg", "hubble_deep_field.jpg", "ihc.png")     # of those without people
 
 @lru_cache
@@ -127,18 +131,21 @@ def photographs() -> tuple[str, ...]:
     folder = Path(spec.origin).parent / "data" if spec and spec.origin else None
     return tuple(str(folder / name) for name in PHOTOGRAPHS if (folder / name).is_file()) if folder else ()
 
-@lru_cache
+@lru_cache(maxsize=64)
 def photo(number:int, width:int=320) -> np.ndarray:
-    "Photograph `number` modulo how many there are: linear light (3,H,W) float32, `width` pixels wide. Paintings stand in where there is no photograph."
+    "A print: linear light (3,H,W) float32, `width` pixels wide. The number chooses a photograph and a part of it; odd thirds, and all where there are no photographs, are paintings."
     from PIL import Image
-    paths = photographs()
-    if not paths:
-        from hclab.data.materials import flat_patch
-        return painting(flat_patch(1, 1, width), 7 * number + 3)[0].reshape(3, width, width)
-    with Image.open(paths[number % len(paths)]) as picture:
-        small = picture.convert("RGB").resize((width, round(width * picture.height / picture.width)), Image.Resampling.LANCZOS)
-    return np.ascontiguousarray(linear(np.asarray(small, np.float32) / 255).transpose(2, 0, 1))
+    paths, one = photographs(), lambda k: float(cells(number, k, 77)[0])
+    if not paths or number % 3 == 1: return painting(flat_patch(1, 1, width), number, (2, 4, 0)[int(one(0) * 3)])[0].reshape(3, width, width)
+    with Image.open(paths[int(one(0) * len(paths))]) as picture:
+        w, h = picture.size
+        part = .55 + .45 * one(1)
+        left, top = one(2) * (1 - part) * w, (.5 + .5 * one(3)) * (1 - part) * h
+        small = picture.convert("RGB").resize((width, round(width * h / w)), Image.Resampling.BICUBIC, (left, top, left + part * w, top + part * h))
+    light = linear(np.asarray(small, np.float32) / 255).transpose(2, 0, 1) * np.array([[[1 + .2 * (one(k) - .5)]] for k in (4, 5, 6)], np.float32)
+    return np.ascontiguousarray(np.clip(light[:, :, ::-1] if one(7) < .5 else light, 0, 1))
 
+# %% ../../nbs/20_data/15d_rooms.ipynb #144dc907
 def lookup(image, u, v):
     "Bilinear colours (3,k) of an image (3,H,W) at u from the left and v from the bottom, in 0..1, mirrored beyond."
     _, h, w = image.shape
@@ -152,9 +159,9 @@ def lookup(image, u, v):
 
 def photograph(p, number):
     "A print of a photograph of size 1 x 1, (3,k) albedo."
-    return lookup(photo(number // 5), np.clip(p.u, 0, 1), np.clip(p.v, 0, 1)) * np.float32(.82)
+    return lookup(photo(number // 5 * 3), np.clip(p.u, 0, 1), np.clip(p.v, 0, 1)) * np.float32(.82)
 
-# %% ../../nbs/20_data/15d_rooms.ipynb #0767c85b
+# %% ../../nbs/20_data/15d_rooms.ipynb #85b9133c
 class Spot:
     "A place at a wall."
     def __init__(self, azimuth, offset, along, away=0.):
@@ -174,6 +181,7 @@ FABRICS = tuple(colour(c) for c in ("#6d7468", "#8a5a44", "#3f5566", "#a39682", 
 WOODS = tuple(colour(c) for c in ("#a47b52", "#6f4c31", "#c2a27a", "#4b3627", "#8f6a48", "#d3c5ad"))
 METALS = tuple(colour(c) for c in ("#2a2a2c", "#8d8d8a", "#b89a5a"))
 
+# %% ../../nbs/20_data/15d_rooms.ipynb #d67b6ca8
 def sofa(rng, spot, width=None):
     "A sofa or armchair: base, seat cushions, back, arms, a pillow."
     w = width or rng.uniform(1.5, 2.3)
@@ -199,6 +207,7 @@ def _case(p, base, seed, half):
     shown = (p.side == 1) * inside(np.abs(p.u), -1, half - .03, p.fu) * inside(p.v, .06, 9, p.fv)
     return mix(frame, books(p, base, seed)[0], shown), 0
 
+# %% ../../nbs/20_data/15d_rooms.ipynb #5b750fda
 def sideboard(rng, spot):
     "A chest with doors or drawers, and a lamp, a vase or books on it."
     w, h, d, base, seed = rng.uniform(.9, 1.8), rng.uniform(.65, .95), rng.uniform(.38, .48), pick(rng, WOODS), int(rng.integers(1 << 20))
@@ -224,6 +233,7 @@ def lamp_on(rng, spot, along, away, z):
     shade = partial(glowing, base=colour(pick(rng, ("#f1e2c4", "#e8d9c9", "#d9b48a"))), strength=1.)
     return [spot.box(partial(painted, base=pick(rng, METALS)), along, away - .02, z, (.05, .05, .28), round=.02), Ball(shade, spot.at(along, away, z + .38), (.17, .17, .13))]
 
+# %% ../../nbs/20_data/15d_rooms.ipynb #6b85d3dd
 def vase_on(rng, spot, along, away, z):
     "A vase with a plant."
     pot = partial(painted, base=pick(rng, HUES))
@@ -235,8 +245,8 @@ def plant(rng, spot):
     h, seed = rng.uniform(.9, 1.7), int(rng.integers(1 << 20))
     green = partial(leaves, base=colour("#29471f"), other=colour(pick(rng, ("#7d9448", "#5f8a4a", "#93a25a"))), seed=seed, scale=3.)
     pot = [spot.box(partial(painted, base=pick(rng, HUES), rough=.06), 0, .15, 0, (.36, .36, .34), round=.1)]
-    return pot + [Ball(green, spot.at(rng.uniform(-.12, .12), .33 + rng.uniform(-.08, .1), z), (r, r, r * 1.1), ragged=.3, seed=seed + k)
-                  for k, (z, r) in enumerate(((h * .5, .26), (h * .72, .3), (h * .95, .22)))]
+    return pot + [Ball(green, spot.at(rng.uniform(-.07, .07), .33 + rng.uniform(-.05, .07), z), (r, r, max(r, .21 * h)), ragged=.27, seed=seed + k)
+                  for k, (z, r) in enumerate(((.30 + .22 * (h - .3), .27), (.30 + .48 * (h - .3), .31), (.30 + .74 * (h - .3), .29), (.30 + .95 * (h - .3), .2)))]
 
 def floor_lamp(rng, spot):
     "A lamp on a pole."
@@ -252,6 +262,7 @@ def shelf_table(rng, spot):
     parts += [spot.box(leg, s * (w / 2 - .06), a, 0, (.05, .05, .70)) for s in (-1, 1) for a in (.05, .54)]
     return parts + [spot.box(partial(painted, base=np.full((3, 1), .02, np.float32)), rng.uniform(-.2, .2), .15, .82, (.62, .03, .36)), *vase_on(rng, spot, w * .38, .3, .74)]
 
+# %% ../../nbs/20_data/15d_rooms.ipynb #f73d683e
 def boxes(rng, spot):
     "A few moving boxes."
     card = partial(_card, base=colour(pick(rng, ("#b58d5f", "#a67f52"))))
@@ -264,14 +275,20 @@ def _card(p, base):
 PIECES = (sofa, sofa, bookcase, bookcase, sideboard, sideboard, plant, plant, floor_lamp, shelf_table, boxes, lambda rng, spot: sofa(rng, spot, rng.uniform(.8, .95)))
 WIDTHS = {sofa: 2.4, bookcase: 1.8, sideboard: 1.9, plant: .7, floor_lamp: .7, shelf_table: 1.7, boxes: .9}
 
-# %% ../../nbs/20_data/15d_rooms.ipynb #3f1416ac
+# %% ../../nbs/20_data/15d_rooms.ipynb #4737a556
+def from_origin(s) -> float:
+    "Metres over the floor from the origin to a box or ball."
+    if isinstance(s, Ball): return float(np.hypot(*s.centre[:2]) - s.half[:2].max())
+    q = np.abs(s.axes @ -s.centre)[:2] - s.half[:2]
+    return float(np.hypot(*np.maximum(q, 0)))
+
 def in_the_way(shapes, camera, reach, gap=.45) -> bool:
     "Whether one of the shapes stands where people are, or near the line from the camera to them."
     camera = np.asarray(camera, float)[:2]
     for s in shapes:
         here, radius = s.centre[:2].astype(float), float(np.hypot(*s.half[:2]))
         share = np.clip(here @ camera / max(camera @ camera, 1e-9), 0, 1)
-        if np.hypot(*here) < reach + .5 * radius - .15 or np.hypot(*(here - share * camera)) < radius + gap: return True
+        if from_origin(s) < reach or np.hypot(*(here - share * camera)) < radius + gap: return True
     return False
 
 FLOORS = ("planks", "planks", "parquet", "tiles", "marble", "chequer", "carpet", "carpet", "concrete")
@@ -292,6 +309,7 @@ def draw_floor(rng):
 
 PAINTS = tuple(colour(c) for c in ("#d8d2c4", "#c7cdc8", "#b9c2c4", "#d5c3ae", "#9fb0a4", "#a9b7c2", "#cfb9a4", "#8f9c9f", "#c9a98f", "#b4a7b0", "#7d8f86", "#d9d4cd", "#5f7683", "#a67f6c"))
 
+# %% ../../nbs/20_data/15d_rooms.ipynb #1d0ef8ef
 def draw_wall(rng):
     "A wall material for a room."
     seed, a = int(rng.integers(1 << 20)), pick(rng, PAINTS)
@@ -305,10 +323,11 @@ def draw_wall(rng):
     if kind < .94: return partial(brick, base=pick(rng, (colour("#8e4f3c"), colour("#a07a63"), colour("#b9b2a8"), colour("#7a5548"))), mortar=colour("#a9a196"), seed=seed)
     return partial(boards, base=pick(rng, WOODS), seed=seed)
 
+# %% ../../nbs/20_data/15d_rooms.ipynb #e351a36f
 def hang(rng, left, right, height, with_window):
     "Decals along a wall from `left` to `right`: (decals, panes) where panes are the windows' rectangles."
     decals, panes, u = [], [], left + rng.uniform(.2, .9)
-    frame, leaf = colour(pick(rng, ("#e4e0d8", "#3a2f28", "#8a6a48", "#cfc8bb"))), pick(rng, (*WOODS, PAINTS[0], PAINTS[11]))
+    leaf = pick(rng, (*WOODS, PAINTS[0], PAINTS[11]))
     while u < right - .5:
         what, seed = rng.random(), int(rng.integers(1 << 20))
         if what < .24 and with_window and u + 1.6 < right:
@@ -328,6 +347,7 @@ def hang(rng, left, right, height, with_window):
         u += rng.uniform(.25, 1.5)
     return decals, panes
 
+# %% ../../nbs/20_data/15d_rooms.ipynb #b6767165
 def _pictures(rng, decals, u, right):
     "One large picture or a row of small ones; the new u."
     frame = pick(rng, (*METALS, *WOODS, PAINTS[11]))
@@ -339,6 +359,7 @@ def _pictures(rng, decals, u, right):
         u += w + rng.uniform(.1, .25)
     return u
 
+# %% ../../nbs/20_data/15d_rooms.ipynb #e0202932
 def draw_room(rng, light:Light, camera, reach:float=3.) -> Scenery:
     "A furnished room around people within `reach` metres of the origin, seen by `camera` (3,)."
     camera = np.asarray(camera, float)
@@ -366,10 +387,11 @@ def draw_room(rng, light:Light, camera, reach:float=3.) -> Scenery:
     furnish(rng, room, azimuths, offsets, camera, reach)
     return room
 
+# %% ../../nbs/20_data/15d_rooms.ipynb #8b9d510a
 def furnish(rng, room, azimuths, offsets, camera, reach):
     "Put furniture along the walls that the camera can see, where it is in nobody's way."
     for k, (a, offset) in enumerate(zip(azimuths, offsets)):
-        left, right, u = -offsets[k - 1], offsets[(k + 1) % 4], -offsets[k - 1] + rng.uniform(0, .8)
+        right, u = offsets[(k + 1) % 4], -offsets[k - 1] + rng.uniform(0, .8)
         if math.cos(a) * camera[0] + math.sin(a) * camera[1] > 1.5: continue
         while u < right - .8:
             make = pick(rng, PIECES)
@@ -380,11 +402,11 @@ def furnish(rng, room, azimuths, offsets, camera, reach):
                 if inner and not in_the_way(parts, camera, reach): room.shapes += parts
             u += w + rng.uniform(.05, .9)
 
-# %% ../../nbs/20_data/15d_rooms.ipynb #08445bbd
-def sweep(p, base, edge, offset, azimuth, upright, seed=0, curve=1.5):
+# %% ../../nbs/20_data/15d_rooms.ipynb #bcbebf76
+def sweep(p, base, edge, offset, azimuth, upright, seed=0, curve=2.4):
     "Paper of a studio: the floor (v towards the wall at `offset`) or the wall (v upwards). Bends the normals where they meet."
     gap = np.maximum(p.v if upright else offset - p.v, 0)
-    bend = np.clip(1 - gap / np.float32(curve), 0, 1) ** 2 * np.float32(math.pi / 4)
+    bend = np.clip(1 - gap / np.float32(curve), 0, 1) ** 2 * np.float32(math.radians(78 if upright else 12))      # the curve lies on the wall's side
     inward, up = np.array([[-math.cos(azimuth)], [-math.sin(azimuth)], [0]], np.float32), np.array([[0], [0], [1]], np.float32)
     flat, other = (inward, up) if upright else (up, inward)
     p.normal = flat * np.cos(bend) + other * np.sin(bend)
@@ -404,6 +426,7 @@ def paper_sky(unit, light, angle=0.):
     "Radiance of a studio's dark side, (3,k)."
     return np.broadcast_to(light.ground[:, None] * np.float32(.5), unit.shape).astype(np.float32)
 
+# %% ../../nbs/20_data/15d_rooms.ipynb #a21c17bb
 def backdrop_photo(p, number, size, shift):
     "A photograph on a round wall, as light: sharpness of a background out of focus."
     u = p.u / np.float32(size[0]) + np.float32(shift)
@@ -430,12 +453,13 @@ def soft_edge(number):
     row = np.stack([np.convolve(np.pad(c, 30, mode="reflect"), k, "valid") for c in row])
     return np.ascontiguousarray(np.repeat(row[:, None], 2, 1).astype(np.float32))
 
+# %% ../../nbs/20_data/15d_rooms.ipynb #50c66494
 def draw_photo(rng, light:Light, camera, reach:float=3.) -> Scenery:
     "A photograph around people, its middle behind them as seen by `camera` (3,)."
-    azimuth, number = math.atan2(camera[1], camera[0]) + math.pi, int(rng.integers(64))
+    azimuth, number = math.atan2(camera[1], camera[0]) + math.pi, int(rng.integers(1 << 16))
     radius = max(reach + 2, float(np.hypot(camera[0], camera[1])) + 1.) + rng.uniform(0, 1.5)
     image = photo(number, 200)
-    width = radius * rng.uniform(1.1, 1.7)
+    width = radius * rng.uniform(.95, 1.4)
     size, azimuth = (width, width * image.shape[1] / image.shape[2]), math.atan2(math.sin(azimuth), math.cos(azimuth))
     shift = .5 - azimuth * radius / width + rng.uniform(-.15, .15)
     low = image[:, -12:].mean((1, 2))[:, None]

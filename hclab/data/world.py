@@ -7,7 +7,7 @@ __all__ = ['PLACES', 'SPLITS', 'FPS', 'SECONDS', 'APART', 'BEHIND', 'SETS', 'Wor
            'place_camera', 'Scene', 'draw_scene', 'visibility', 'box_of', 'view_of', 'people_of', 'to_sample', 'World',
            'draw_sample', 'ready_made']
 
-# %% ../../nbs/20_data/22_world.ipynb #badf244b
+# %% ../../nbs/20_data/22_world.ipynb #806aad9d
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -22,12 +22,12 @@ from .body import body, pose_from_clip
 from .depth_camera import DepthCamera, sense
 from .dress import Person, dress, joints_in
 from .grammar import ACTIONS, generate
-from .identity import VIEWS, Identity, attributes, caption, identity, judged
+from .identity import CLOTHES, VIEWS, Identity, attributes, caption, identity, judged
 from .light import STYLES
-from .looks import LAYERS
+from .looks import LAYERS, Look
 from .render import Picture, Settings, render
 
-# %% ../../nbs/20_data/22_world.ipynb #6bda6dc0
+# %% ../../nbs/20_data/22_world.ipynb #17342fd7
 PLACES = ("room", "street", "field")
 SPLITS = dict(train=(0, .7), val=(.7, .8), test=(.8, 1.0))    # shares of identities and of performers
 
@@ -37,14 +37,25 @@ def _check_world(config) -> None:
         for given in getattr(config, name):
             if given not in known: raise ConfigError(f"WorldConfig.{name}: {given!r}; {did_you_mean(given, known)}")
     if config.split not in SPLITS: raise ConfigError(f"WorldConfig.split={config.split!r}; {did_you_mean(config.split, SPLITS)}")
+    for name in ("size", "people", "azimuth", "height", "scale", "focal"):
+        pair = getattr(config, name)
+        if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(v, (int, float)) for v in pair)): raise ConfigError(f"WorldConfig.{name}={pair!r}; give two numbers")
     if not 1 <= config.people[0] <= config.people[1] <= 12: raise ConfigError(f"WorldConfig.people={config.people}; give the fewest and the most, from 1 to 12")
     if min(config.size) < 16 or max(config.size) > 4096: raise ConfigError(f"WorldConfig.size={config.size}; give (height, width) from 16 to 4096 pixels")
     for name, low, high in (("height", .05, 20), ("scale", .02, 3), ("focal", .3, 20)):
         a, b = getattr(config, name)
         if not low <= a <= b <= high: raise ConfigError(f"WorldConfig.{name}={(a, b)}; give two numbers from {low} to {high}, the smaller first")
     skeleton(config.layout)
+    _check_wear(config.wear)
 
-# %% ../../nbs/20_data/22_world.ipynb #3fb9312d
+def _check_wear(wear) -> None:
+    "Raise `ConfigError` for clothes that nobody can wear."
+    for pair in wear:
+        if not (isinstance(pair, (tuple, list)) and len(pair) == 2): raise ConfigError(f"WorldConfig.wear: {pair!r}; give pairs such as ('top', 'jacket')")
+        if pair[0] not in CLOTHES: raise ConfigError(f"WorldConfig.wear: {pair[0]!r}; {did_you_mean(pair[0], CLOTHES)}")
+    Look(**dict(wear))
+
+# %% ../../nbs/20_data/22_world.ipynb #11b6bad4
 @dataclass(frozen=True)
 class WorldConfig(Config):
     "A world. Raises `ConfigError` for what cannot be drawn."
@@ -53,6 +64,7 @@ class WorldConfig(Config):
     people: tuple = (1, 1)          # fewest and most in a picture
     identities: int = 1000          # people of the city
     outfits: int = 1                # of each
+    wear: tuple = ()                # what everybody wears: pairs such as (("top", "jacket"), ("top_colour", "navy"))
     performers: int = 40            # ways of moving
     actions: tuple = ()             # of the grammar; none: all
     places: tuple = PLACES
@@ -69,14 +81,16 @@ class WorldConfig(Config):
     split: str = "train"            # one of SPLITS
     seed: int = 0
 
-    def __post_init__(self): _check_world(self)
+    def __post_init__(self):
+        _check_world(self)
+        object.__setattr__(self, "wear", tuple(map(tuple, self.wear)))     # JSON knows lists only
 
     def of(self, count:int) -> range:
         "Numbers of the split's identities or performers, of `count`."
         low, high = SPLITS[self.split]
         return range(round(low*count), max(round(high*count), round(low*count) + 1))
 
-# %% ../../nbs/20_data/22_world.ipynb #da2212b6
+# %% ../../nbs/20_data/22_world.ipynb #0d3e4348
 FPS, SECONDS, APART = 25, 2.4, .75    # of a clip; metres between people
 
 @dataclass(frozen=True)
@@ -91,6 +105,7 @@ class Actor:
 def act(config:WorldConfig, rng:np.random.Generator, at:np.ndarray, turn:float|None=None) -> Actor:
     "Somebody at a place (2,) of the floor, in a moment of an action."
     who = identity(int(rng.choice(config.of(config.identities))), int(rng.integers(config.outfits)), config.seed)
+    if config.wear: who = replace(who, look=replace(who.look, **dict(config.wear)))
     action, performer = str(rng.choice(config.actions or tuple(ACTIONS))), int(rng.choice(config.of(config.performers)))
     clip = generate(action, performer, SECONDS, fps=FPS, seed=int(rng.integers(2**31)), layout="FIGURE")
     frame, layer = int(rng.integers(2, len(clip) - 2)), body()
@@ -103,6 +118,7 @@ def act(config:WorldConfig, rng:np.random.Generator, at:np.ndarray, turn:float|N
 def _coefficients(shape) -> torch.Tensor:
     with torch.no_grad(): return body().coefficients(shape.values()[None])
 
+# %% ../../nbs/20_data/22_world.ipynb #79e2c6af
 def _facing(posed) -> float:
     "Which way a posed person's pelvis faces, radians about z from -y."
     ahead = posed.turns[0, 0].numpy() @ np.array([0, -1.0, 0])

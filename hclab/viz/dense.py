@@ -32,7 +32,7 @@ right calf front #1E649D, left calf front #FE4045, left upper arm 15 #D3BE05, ri
 right upper arm 18 #045D7B, left forearm 19 #E59847, right forearm 20 #005144, left forearm 21 #FED961, right forearm 22 #28B0C2,
 right head #3C7F9C, left head #EAD091"""
 
-# %% ../../nbs/10_viz/07_dense.ipynb #2e4be6b4
+# %% ../../nbs/10_viz/07_dense.ipynb #71c21962
 def _other_side(name:str) -> str:
     "The name on the other side of the body, chart numbers aside."
     words = name.split(" ")
@@ -40,6 +40,7 @@ def _other_side(name:str) -> str:
     if side != words[0] and words[-1].isdigit(): words[-1] = str(int(words[-1]) + (1 if words[0] == "left" else -1))   # 15 and 16 are one chart, left and right
     return " ".join([side, *words[1:]])
 
+# %% ../../nbs/10_viz/07_dense.ipynb #7353bdc7
 @dataclass(frozen=True)
 class Labels:
     "A list of ids: name and colour of each, 0 is the background. Raises `ValueError` where names and colours do not fit."
@@ -99,7 +100,7 @@ def check_ids(ids,                    # (H,W) integers, or floats that are whole
                          f"column {column}; map raw ids to the list, or name the id of unlabelled pixels with ignore=")
     return whole
 
-# %% ../../nbs/10_viz/07_dense.ipynb #32ea1098
+# %% ../../nbs/10_viz/07_dense.ipynb #82b816f2
 STRIPES = ("#FFFFFF", "#B4C0C6")
 
 def stripes(H:int, W:int) -> np.ndarray:
@@ -108,6 +109,7 @@ def stripes(H:int, W:int) -> np.ndarray:
     row, column = np.mgrid[:H, :W]
     return np.where((((row + column)//width) % 2)[..., None] == 0, rgb(STRIPES[0]), rgb(STRIPES[1]))
 
+# %% ../../nbs/10_viz/07_dense.ipynb #8e2d1c0f
 def label_image(ids, kind:str|Labels="body_parts",
                 image=None,             # (3,H,W): colours are laid on it, its background stays
                 alpha:float=0.65,       # opacity on an image
@@ -121,6 +123,7 @@ def label_image(ids, kind:str|Labels="body_parts",
     if image is None: return out
     return np.where((array > 0)[..., None], (1 - alpha)*_backdrop(image, array.shape) + alpha*out, _backdrop(image, array.shape))
 
+# %% ../../nbs/10_viz/07_dense.ipynb #230c9870
 def _backdrop(image, size) -> np.ndarray:
     "An image (H,W,3) in [0,1] under a map of that size. Raises `ValueError` where they differ."
     picture = image_array(image)
@@ -129,7 +132,7 @@ def _backdrop(image, size) -> np.ndarray:
     if picture.shape[:2] != tuple(size): raise ValueError(f"the image is {picture.shape[:2]}, the map {tuple(size)} (height, width); move both through the same crop")
     return picture
 
-# %% ../../nbs/10_viz/07_dense.ipynb #eaa0e7f3
+# %% ../../nbs/10_viz/07_dense.ipynb #b68a9629
 def boundaries(ids:np.ndarray, # (H,W)
               ) -> np.ndarray:
     "The edges between unlike pixels as segments (S,2,2) of x, y, in the axes of `pixel_axes`; runs are one segment."
@@ -142,13 +145,14 @@ def boundaries(ids:np.ndarray, # (H,W)
         found.append(segment[..., ::-1] if across else segment)
     return np.concatenate(found) - 0.5
 
+# %% ../../nbs/10_viz/07_dense.ipynb #ab22e6b0
 def draw_outline(ax, ids, shift=(0.0, 0.0), scale=1.0, width=1.0):
     "White lines between the labels of a map, a dark one around all of them."
     from matplotlib.collections import LineCollection
     for lines, colour, weight, gid in ((boundaries(ids), "white", 0.7, "parts"), (boundaries(ids > 0), INK, 0.9, "silhouette")):
         ax.add_collection(LineCollection(lines*scale + shift, colors=colour, linewidths=weight*width, capstyle="projecting", gid=gid, zorder=2), autolim=False)
 
-# %% ../../nbs/10_viz/07_dense.ipynb #1ea118ab
+# %% ../../nbs/10_viz/07_dense.ipynb #871f97c2
 def present(ids, kind:str|Labels="body_parts") -> list[int]:
     "The ids but 0 that occur in a map, in the order of the list."
     return [int(i) for i in np.unique(to_numpy(ids)) if 0 < i < len(labels(kind))]
@@ -163,6 +167,7 @@ def _columns(found, known) -> list[list]:
     parts += [centre[k:k + rows] for k in range(0, len(centre), rows)] if rows else []
     return [column + [None]*(rows - len(column)) for column in parts]
 
+# %% ../../nbs/10_viz/07_dense.ipynb #208f20bb
 def legend_labels(ax, ids, kind:str|Labels="body_parts",
                   one_column:bool=False,   # all names in one column, in the order of the ids
                   **where                  # for `Axes.legend`; at the left edge of an empty axes, else beside the picture
@@ -199,7 +204,7 @@ def plot_labels(ids,                       # (H,W)
     if title: ax.set_title(title)
     return ax
 
-# %% ../../nbs/10_viz/07_dense.ipynb #2023fef2
+# %% ../../nbs/10_viz/07_dense.ipynb #cb9c171c
 def check_depth(depth) -> np.ndarray:
     "Depth (H,W) in metres, 0 = no reading. Raises `ValueError` for a shape, a negative value, NaN, or what must be millimetres."
     array = to_numpy(depth).astype(np.float64)
@@ -210,6 +215,7 @@ def check_depth(depth) -> np.ndarray:
     if array.size and array.max() > 200: raise ValueError(f"depth up to {array.max():.4g}; metres are expected, so millimetres must be divided by 1000")
     return array
 
+# %% ../../nbs/10_viz/07_dense.ipynb #12eec74e
 def depth_range(depth, near:float|None=None, far:float|None=None # metres; None: the 1st and 99th percentile of the readings
                ) -> tuple[float, float]:
     "Metres that the colours span. Raises `ValueError` where near is not below far."
@@ -265,7 +271,7 @@ def plot_depth(depth,                                      # (1,H,W) or (H,W) me
     if title: ax.set_title(title)
     return ax
 
-# %% ../../nbs/10_viz/07_dense.ipynb #3662de3f
+# %% ../../nbs/10_viz/07_dense.ipynb #cd0b3bcd
 def check_surface(iuv) -> np.ndarray:
     "IUV (3,H,W): part 0..24 and u, v in [0,1]. Raises `ValueError` for anything else."
     array = to_numpy(iuv).astype(np.float64)
@@ -275,6 +281,7 @@ def check_surface(iuv) -> np.ndarray:
         raise ValueError(f"u and v lie in [0,1], got {np.nanmin(array[1:]):.3g} to {np.nanmax(array[1:]):.3g}; divide stored 0..255 by 255")
     return array
 
+# %% ../../nbs/10_viz/07_dense.ipynb #72486b07
 def iuv_image(iuv) -> np.ndarray:
     "The map as RGB (H,W,3): hue by part, lightness by v."
     array = check_surface(iuv)
@@ -283,6 +290,7 @@ def iuv_image(iuv) -> np.ndarray:
     shaded = base + np.maximum(v, 0)*1.1*(1 - base) + np.minimum(v, 0)*0.9*base
     return np.where((array[0] > 0)[..., None], shaded, rgb(BACKGROUND))
 
+# %% ../../nbs/10_viz/07_dense.ipynb #26c4c305
 def _draw_isolines(ax, array, lines):
     "Lines of equal u (white) and v (dark), part by part."
     levels = np.linspace(0, 1, lines + 1)[1:-1]
@@ -317,7 +325,7 @@ def plot_iuv(iuv,                # (3,H,W)
     if title: ax.set_title(title)
     return ax
 
-# %% ../../nbs/10_viz/07_dense.ipynb #f8189cf3
+# %% ../../nbs/10_viz/07_dense.ipynb #048c923e
 def check_boxes(boxes, what="boxes") -> np.ndarray:
     "Boxes (N,4) as x1 y1 x2 y2. Raises `ValueError` for another shape or corners in the wrong order."
     array = to_numpy(boxes).astype(np.float64)
@@ -327,6 +335,7 @@ def check_boxes(boxes, what="boxes") -> np.ndarray:
     if wrong.any(): raise ValueError(f"{what}: box {int(np.argmax(wrong))} is {array[wrong][0].tolist()}, but x1 <= x2 and y1 <= y2; xywh needs x2 = x1 + w, y2 = y1 + h")
     return array
 
+# %% ../../nbs/10_viz/07_dense.ipynb #71402dbc
 def draw_boxes(ax, boxes, colours, dashed=False, width=1.8, shift=(0.0, 0.0), scale=1.0):
     "Boxes with a thin white edge, so that they show on any picture."
     from matplotlib.patches import Rectangle
@@ -361,7 +370,7 @@ def plot_boxes(image,                # (3,H,W)
     if title: ax.set_title(title)
     return ax
 
-# %% ../../nbs/10_viz/07_dense.ipynb #f95bc062
+# %% ../../nbs/10_viz/07_dense.ipynb #439e1548
 def normals_image(normals) -> np.ndarray:
     "Normals (3,H,W) of the camera frame as RGB (H,W,3). Raises `ValueError` for lengths other than 0 and 1."
     array = to_numpy(normals).astype(np.float64)
@@ -372,6 +381,7 @@ def normals_image(normals) -> np.ndarray:
     colours = (array*np.array([1, -1, -1])[:, None, None] + 1)/2
     return np.where((length > 0.5)[..., None], np.clip(colours.transpose(1, 2, 0), 0, 1), rgb(BACKGROUND))
 
+# %% ../../nbs/10_viz/07_dense.ipynb #41274652
 def plot_normals(normals, # (3,H,W) unit vectors of the camera frame (x right, y down, z forward); 0 = no surface
                  ax=None, title:str|None=None):
     "Draw normals: red right, green up, blue towards the camera; returns the Axes."

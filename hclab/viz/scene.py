@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PALETTE', 'LIGHT', 'Cloud', 'depth_points', 'Mesh', 'decimate', 'frustum', 'scene_figure']
 
-# %% ../../nbs/10_viz/09_scene.ipynb #8d3d9418
+# %% ../../nbs/10_viz/09_scene.ipynb #a0af8018
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,9 @@ import numpy as np
 from .dense import check_depth
 from .skeleton2d import as_skeleton, check_joints, image_array
 from .skeleton3d import LEGEND, UP, _floor_trace, _pose_traces, _scene, cube, to_plot_axes
-from .style import INK, plotly_template, rgb, to_numpy
+from .style import INK, hex_colour, plotly_template, to_numpy
 
-# %% ../../nbs/10_viz/09_scene.ipynb #93d52f92
+# %% ../../nbs/10_viz/09_scene.ipynb #8c347fac
 @dataclass(frozen=True, eq=False)
 class Cloud:
     "Points (P,3) in metres, RGB in [0,1] of each (P,3) or one hex colour, and a name for the legend."
@@ -30,6 +30,7 @@ class Cloud:
         if points.ndim != 2 or points.shape[1] != 3: raise ValueError(f"points of {self.name!r} are (P,3), got shape {points.shape}")
         object.__setattr__(self, "points", points)
 
+# %% ../../nbs/10_viz/09_scene.ipynb #efc721e1
 def _camera_of(camera, size):
     "A `Camera` from a `Camera` or the `camera` of a sample. Raises `ValueError` where it belongs to a picture of another size."
     from hclab.core.geometry import Camera
@@ -40,7 +41,7 @@ def _camera_of(camera, size):
     if missing: raise ValueError(f"expected a Camera or a dict with K, R, t and distortion, without {', '.join(sorted(missing))} got {type(camera).__name__}")
     return Camera(camera["K"], camera["R"], camera["t"], camera.get("distortion", (0.,)*5), tuple(size))
 
-# %% ../../nbs/10_viz/09_scene.ipynb #cc91aaad
+# %% ../../nbs/10_viz/09_scene.ipynb #7af753d2
 def depth_points(depth,                     # (1,H,W) or (H,W) metres, 0 = no reading
                  camera,                    # a `hclab.core.geometry.Camera`, or the `camera` of a sample
                  image=None,                # (3,H,W): colours of the points
@@ -65,12 +66,13 @@ def depth_points(depth,                     # (1,H,W) or (H,W) metres, 0 = no re
     if image is not None and colours.ndim == 1: colours = np.repeat(colours[:, None], 3, 1)
     return Cloud(points.numpy(), colours, name, pixels)
 
+# %% ../../nbs/10_viz/09_scene.ipynb #170dcd1a
 def _same_size(array, z, what):
     "The array, if it is of the depth map's size."
     if array.shape[:2] != z.shape: raise ValueError(f"the {what} is {array.shape[:2]}, the depth map {z.shape} (height, width)")
     return array
 
-# %% ../../nbs/10_viz/09_scene.ipynb #109b202b
+# %% ../../nbs/10_viz/09_scene.ipynb #cf78d9d8
 @dataclass(frozen=True, eq=False)
 class Mesh:
     "Triangles: vertices (V,3) metres, faces (F,3), RGB in [0,1] of the vertices (V,3) or one hex colour. Raises `ValueError` for a face without a vertex."
@@ -89,6 +91,7 @@ class Mesh:
             raise ValueError(f"mesh {self.name!r} has {len(self.vertices)} vertices, but its faces name {int(self.faces.min())} to {int(self.faces.max())}")
         if not isinstance(self.colours, str): object.__setattr__(self, "colours", _colour_rows(self.colours, len(self.vertices), self.name))
 
+# %% ../../nbs/10_viz/09_scene.ipynb #66e5a356
 def _colour_rows(colours, count, name) -> np.ndarray:
     "RGB (N,3) in [0,1]. Raises `ValueError` for another shape or range."
     array = to_numpy(colours)
@@ -97,32 +100,40 @@ def _colour_rows(colours, count, name) -> np.ndarray:
     if len(array) and not (array.min() >= -1e-6 and array.max() <= 1 + 1e-6): raise ValueError(f"colours of {name!r} lie in [0,1], got {array.min():.3g} to {array.max():.3g}")
     return array
 
-# %% ../../nbs/10_viz/09_scene.ipynb #ac12fb50
+# %% ../../nbs/10_viz/09_scene.ipynb #284b0573
+def _cells(vertices, cell:float) -> np.ndarray:
+    "The number of the grid cell (V,) of each vertex."
+    at = np.floor((vertices - vertices.min(0))/cell).astype(np.int64)
+    size = at.max(0) + 1
+    return (at[:, 0]*size[1] + at[:, 1])*size[2] + at[:, 2]
+
+# %% ../../nbs/10_viz/09_scene.ipynb #39e89d17
 def _cluster(mesh:Mesh, cell:float) -> Mesh:
-    "The mesh with one vertex a cell of a grid."
-    keys = np.floor((mesh.vertices - mesh.vertices.min(0))/cell).astype(np.int64)
-    _, first, inverse, count = np.unique(keys, axis=0, return_index=True, return_inverse=True, return_counts=True)
-    inverse = inverse.reshape(-1)
+    "The mesh with one vertex a cell of a grid, and each triangle once."
+    _, first, inverse, count = np.unique(_cells(mesh.vertices, cell), return_index=True, return_inverse=True, return_counts=True)
     mean = np.stack([np.bincount(inverse, mesh.vertices[:, k]) for k in range(3)], 1)/count[:, None]
     faces = inverse[mesh.faces]
     faces = faces[(faces[:, 0] != faces[:, 1]) & (faces[:, 1] != faces[:, 2]) & (faces[:, 0] != faces[:, 2])]
-    _, once = np.unique(np.sort(faces, axis=1), axis=0, return_index=True)
+    a, b, c = np.sort(faces, axis=1).T.astype(np.int64)
+    _, once = np.unique((a*len(mean) + b)*len(mean) + c, return_index=True)
     colours = mesh.colours if isinstance(mesh.colours, str) else mesh.colours[first]
     return Mesh(mean, faces[np.sort(once)], colours, mesh.name, mesh.opacity)
 
+# %% ../../nbs/10_viz/09_scene.ipynb #003f34f2
 def decimate(mesh:Mesh, most:int=4000 # faces
             ) -> Mesh:
     "The mesh with at most so many faces, by merging vertices that are close; itself where it has no more."
     if most < 1: raise ValueError(f"most={most}; at least one face has to stay")
     if len(mesh.faces) <= most: return mesh
-    low, high = 0.0, float(np.ptp(mesh.vertices, axis=0).max())
-    for _ in range(24):
-        middle = (low + high)/2
+    high = 1.01*float(np.ptp(mesh.vertices, axis=0).max())      # one cell for all of it
+    low = high/2000
+    for _ in range(18):
+        middle = (low*high)**0.5
         if len(_cluster(mesh, middle).faces) > most: low = middle
         else: high = middle
     return _cluster(mesh, high)
 
-# %% ../../nbs/10_viz/09_scene.ipynb #4b6e5ef7
+# %% ../../nbs/10_viz/09_scene.ipynb #6b522e4e
 PALETTE = 96    # colours a trace
 
 def _palette(colours:np.ndarray) -> tuple[np.ndarray, list]:
@@ -132,15 +143,16 @@ def _palette(colours:np.ndarray) -> tuple[np.ndarray, list]:
     small = pixels.quantize(min(PALETTE, max(2, len(np.unique(colours, axis=0)))))
     index = np.asarray(small)[0]
     table = np.asarray(small.getpalette()[:3*(int(index.max()) + 1)]).reshape(-1, 3)
-    scale = [[i/max(len(table) - 1, 1), "#%02X%02X%02X" % tuple(c)] for i, c in enumerate(table)]
+    scale = [[i/max(len(table) - 1, 1), hex_colour(c/255)] for i, c in enumerate(table)]
     return index, scale if len(scale) > 1 else [[0, scale[0][1]], [1, scale[0][1]]]
 
+# %% ../../nbs/10_viz/09_scene.ipynb #723b537f
 def _xyz(points) -> dict[str, np.ndarray]:
     "Coordinates to the tenth of a millimetre, as float32."
     points = np.round(points, 4).astype(np.float32)
     return {axis: points[:, k].copy() for k, axis in enumerate("xyz")}
 
-# %% ../../nbs/10_viz/09_scene.ipynb #beab04e1
+# %% ../../nbs/10_viz/09_scene.ipynb #d657c86d
 LIGHT = dict(ambient=0.55, diffuse=0.65, specular=0.08, roughness=0.8, fresnel=0.05)
 
 def _mesh_trace(mesh:Mesh, up, most):
@@ -156,6 +168,7 @@ def _mesh_trace(mesh:Mesh, up, most):
     return go.Mesh3d(**_xyz(to_plot_axes(small.vertices, up)), **{k: small.faces[:, n].astype(kind) for n, k in enumerate("ijk")}, **colour, opacity=mesh.opacity, name=words, showlegend=True,
                      lighting=LIGHT, lightposition=dict(x=2000, y=-3000, z=4000), hoverinfo="skip", flatshading=False)
 
+# %% ../../nbs/10_viz/09_scene.ipynb #65304f48
 def _cloud_trace(cloud:Cloud, up, most, size):
     "Points as a plotly trace; where there are too many, a fixed random choice of them."
     import plotly.graph_objects as go
@@ -168,7 +181,7 @@ def _cloud_trace(cloud:Cloud, up, most, size):
         marker = dict(color=index, colorscale=scale, cmin=0, cmax=max(len(scale) - 1, 1), showscale=False)
     return go.Scatter3d(**_xyz(to_plot_axes(points[keep], up)), mode="markers", marker=marker | dict(size=size, line=dict(width=0)), name=words, hoverinfo="skip")
 
-# %% ../../nbs/10_viz/09_scene.ipynb #7b4a4694
+# %% ../../nbs/10_viz/09_scene.ipynb #cbca1114
 def frustum(camera,               # a `Camera`, or the `camera` of a sample together with `image_size`
             image_size=None,      # (H, W); None: the camera's own
             reach:float=0.35,     # metres from the centre to the picture
@@ -186,12 +199,13 @@ def frustum(camera,               # a `Camera`, or the `camera` of a sample toge
     pairs += [(corners[a], corners[b]) for a, b in ((4, 6), (6, 5))]
     return np.array(pairs + [(centre, centre)])
 
+# %% ../../nbs/10_viz/09_scene.ipynb #bb5fc1bf
 def _ideal(camera):
     "The same camera with an ideal lens: outside of the picture a lens formula need not have an inverse."
     from hclab.core.geometry import Camera
     return Camera(camera.K, camera.R, camera.t, (0.,)*5, camera.image_size)
 
-# %% ../../nbs/10_viz/09_scene.ipynb #b1491503
+# %% ../../nbs/10_viz/09_scene.ipynb #dd89d440
 def _listed(value, kind, what) -> list:
     "One or several of a kind as a list. Raises `ValueError` for something else."
     items = list(value) if isinstance(value, (list, tuple)) else [] if value is None else [value]
@@ -205,6 +219,7 @@ def _line_trace(segments, name, colour=INK):
     gaps = np.concatenate([segments, np.full((len(segments), 1, 3), np.nan)], 1).reshape(-1, 3)
     return go.Scatter3d(**_xyz(gaps), mode="lines", line=dict(color=colour, width=3), name=name, hoverinfo="skip")
 
+# %% ../../nbs/10_viz/09_scene.ipynb #46eddb6d
 def _people_traces(joints3d, skeleton, up):
     "Skeletons (N,J,3) in plot axes, and their traces; the first one stands in the legend."
     layout = as_skeleton(skeleton)

@@ -55,7 +55,7 @@ class Place:
         ax.add_patch(Rectangle((self.x + 0.03, self.y + 0.03), 0.94, self.height - 0.06, fill=False, edgecolor=NEUTRAL, linestyle=(0, (3, 3)), linewidth=0.9, gid="missing"))
         ax.text(self.x + 0.5, self.y + self.height/2, f"no {what}", ha="center", va="center", fontsize=8, color=NEUTRAL)
 
-# %% ../../nbs/10_viz/08_strip.ipynb #ec35c3af
+# %% ../../nbs/10_viz/08_strip.ipynb #8580bc9f
 def _photo(sample, fade=0.0) -> np.ndarray:
     "The image (H,W,3), paler by `fade`; the background's colour where there is no image."
     size = sample_size(sample)
@@ -65,6 +65,7 @@ def _photo(sample, fade=0.0) -> np.ndarray:
 
 MARGIN = (0.2, 0.8)     # metres shown before and behind the people
 
+# %% ../../nbs/10_viz/08_strip.ipynb #3c4d48b1
 def _depth_span(sample) -> tuple[float, float]:
     "Metres that the colours span: the people's and a margin, or the robust range of all readings."
     depth = check_depth(sample["depth" if "depth" in sample else "sensor_depth"])
@@ -78,6 +79,7 @@ def _draw_depth(ax, sample, place, key="depth"):
     place.picture(ax, depth_image(sample[key], low, high))
     place.note(ax, f"{low:.1f} to {high:.1f} m")
 
+# %% ../../nbs/10_viz/08_strip.ipynb #8c4b0bb2
 def _draw_map(ax, sample, place, key):
     ids = check_ids(sample[key], key)
     place.picture(ax, label_image(ids, key))
@@ -87,7 +89,7 @@ def _draw_surface(ax, sample, place):
     place.picture(ax, iuv_image(sample["iuv"]))
     draw_outline(ax, to_numpy(sample["iuv"])[0], place.points((0.5, 0.5)), place.scale, width=0.5*place.inches)
 
-# %% ../../nbs/10_viz/08_strip.ipynb #d575e0cd
+# %% ../../nbs/10_viz/08_strip.ipynb #8cc3ab23
 def _draw_people(ax, sample, place):
     "Skeletons over the faded image, cut off at the frame."
     from matplotlib.patches import Rectangle
@@ -108,6 +110,7 @@ def _draw_people(ax, sample, place):
         if line.get_path_effects(): line.set_path_effects([Stroke(linewidth=line.get_linewidth() + 0.7, foreground="white"), Normal()])
         line.set_clip_path(Rectangle((x, y), W, H, transform=ax.transData))
 
+# %% ../../nbs/10_viz/08_strip.ipynb #20aa5300
 def _draw_frames(ax, sample, place):
     place.picture(ax, _photo(sample, fade=0.35))
     dashed = "visible_boxes" in sample
@@ -118,7 +121,7 @@ def _draw_frames(ax, sample, place):
         corners = np.clip(boxes.reshape(-1, 2, 2), 0, place.size[::-1])          # what lies outside the picture is cut at its edge
         draw_boxes(ax, place.points(corners).reshape(-1, 4), colours, dashed=line, width=0.9*place.inches**0.5)
 
-# %% ../../nbs/10_viz/08_strip.ipynb #04920dc0
+# %% ../../nbs/10_viz/08_strip.ipynb #08bfd263
 @dataclass(frozen=True)
 class Panel:
     "One picture of a strip: its head, the keys of a sample that it needs, and what draws it: `draw(ax, sample, place)`."
@@ -128,6 +131,7 @@ class Panel:
 
 def _map_panel(head, key): return Panel(head, (key,), lambda ax, sample, place: _draw_map(ax, sample, place, key))
 
+# %% ../../nbs/10_viz/08_strip.ipynb #bdf70ac9
 PANELS = {
     "image": Panel("image", ("image",), lambda ax, sample, place: place.picture(ax, _photo(sample))),
     "depth": Panel("depth", ("depth",), _draw_depth),
@@ -158,7 +162,7 @@ def sample_caption(sample) -> str:
     words += [f"{name} {sample[key]}" for key, name in (("identity", "person"), ("camera_id", "camera"), ("action", "action")) if key in sample]
     return " · ".join(w for w in (*words, sample.get("caption", "")) if w)
 
-# %% ../../nbs/10_viz/08_strip.ipynb #6b1ea3f6
+# %% ../../nbs/10_viz/08_strip.ipynb #512485d7
 def _chosen(samples, panels) -> list[str]:
     "Names of the panels: as asked, or all that at least one sample can fill. Raises `ValueError` for an unknown name or when there is nothing to draw."
     if not samples: raise ValueError("no sample was given; a sheet needs at least one")
@@ -175,6 +179,7 @@ def _captions(samples, captions) -> list[str]:
     if len(captions) != len(samples): raise ValueError(f"{len(captions)} captions for {len(samples)} samples; give one a sample, True for their own, or None")
     return [str(c) for c in captions]
 
+# %% ../../nbs/10_viz/08_strip.ipynb #f2c1a10e
 def _draw_row(ax, sample, number, panels, x, y, height, inches):
     "One sample from (x, y) to the right; errors name it."
     try:
@@ -185,7 +190,7 @@ def _draw_row(ax, sample, number, panels, x, y, height, inches):
             else: place.missing(ax, panel.head)
     except ValueError as e: raise ValueError(f"sample {number}: {e}") from None
 
-# %% ../../nbs/10_viz/08_strip.ipynb #e62f013f
+# %% ../../nbs/10_viz/08_strip.ipynb #4c4341cc
 def _row_height(samples) -> float:
     "Height of a row in widths of a picture: that of the tallest sample. Raises `ValueError` that says which sample has no size."
     sizes = []
@@ -194,6 +199,7 @@ def _row_height(samples) -> float:
         except ValueError as e: raise ValueError(f"sample {number}: {e}") from None
     return max(0.3, min(1.6, max(H/W for H, W in sizes)))
 
+# %% ../../nbs/10_viz/08_strip.ipynb #b1a9cb28
 def _empty_sheet(wide, tall, size):
     "Figure and axes, whose unit is the width of a picture of `size` inches, y down."
     import matplotlib.pyplot as plt
@@ -207,7 +213,7 @@ def _cut(text, most):
     "The text, or its beginning with an ellipsis."
     return text if len(text) <= most else text[:most - 1].rstrip() + "…"
 
-# %% ../../nbs/10_viz/08_strip.ipynb #70c157ba
+# %% ../../nbs/10_viz/08_strip.ipynb #de134e13
 def strip_sheet(samples,              # list of samples: dicts of `hclab.core.sample`, which may lack any key
                 panels=None,          # names of `PANELS`; None: all that some sample can fill
                 columns:int=1,        # strips side by side
@@ -234,6 +240,7 @@ def strip_sheet(samples,              # list of samples: dicts of `hclab.core.sa
     if title: ax.text(0, 0.05/size, title, va="top", fontsize=11, fontweight="bold")
     return fig
 
+# %% ../../nbs/10_viz/08_strip.ipynb #5321c201
 def sample_strip(sample,          # a dict of `hclab.core.sample`; any key may be missing
                  panels=None,     # names of `PANELS`; None: all that it can fill
                  size:float=1.6,  # inches a picture

@@ -33,7 +33,7 @@ def walking_joints(phase:float=0.9,  # radians of the step cycle
     joints = np.stack([j[name] for name in find_skeleton("H36M17").names])
     return joints - at(0, 0, joints[:, 2].min() - 0.075)
 
-# %% ../../nbs/10_viz/06b_toy.ipynb #443367a0
+# %% ../../nbs/10_viz/06b_toy.ipynb #14e26a9c
 @dataclass(frozen=True, eq=False)
 class Limb:
     "A round cone from `a` to `b` (3,) metres in the frame of the body, and its labels."
@@ -46,6 +46,7 @@ class Limb:
     wear: tuple               # ((share of the way, garment), ...)
     charts: tuple             # (surface part behind, in front); left and right of the head
 
+# %% ../../nbs/10_viz/06b_toy.ipynb #171cf203
 @dataclass(frozen=True, eq=False)
 class ToyPerson:
     "Where somebody stands, which way they face and what they wear."
@@ -65,11 +66,12 @@ class ToyPerson:
         c, s = np.cos(np.radians(self.heading)), np.sin(np.radians(self.heading))
         return (np.asarray(points) - ((*self.place, 0) if move else 0)) @ np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
 
-# %% ../../nbs/10_viz/06b_toy.ipynb #76e4226d
+# %% ../../nbs/10_viz/06b_toy.ipynb #3f293a97
 _SIDE = {  # ids of one side: hip, knee, foot, shoulder, elbow, hand, thigh, calf, arm, forearm; LIP arm, leg, shoe; charts of hand, foot, thigh, calf, arm, forearm
     "left":  ((4, 5, 6, 7, 8, 9, 16, 17, 21, 22), (14, 16, 18), ((4, 4), (5, 5), (8, 10), (12, 14), (15, 17), (19, 21))),
     "right": ((1, 2, 3, 10, 11, 12, 14, 15, 23, 24), (15, 17, 19), ((3, 3), (6, 6), (7, 9), (11, 13), (16, 18), (20, 22)))}
 
+# %% ../../nbs/10_viz/06b_toy.ipynb #6498b825
 def _side_limbs(at, side, shorts) -> list[Limb]:
     "Arm and leg of one side."
     (hip, knee, foot, shoulder, elbow, hand, thigh, calf, arm, forearm), (lip_arm, lip_leg, shoe), (c_hand, c_foot, c_thigh, c_calf, c_arm, c_forearm) = _SIDE[side]
@@ -100,7 +102,7 @@ def toy_limbs(person:ToyPerson) -> list[Limb]:
     eyes = [Limb(eye + (0.0, y, 0.005), eye + (0.004, y, 0.005), 0.014, 0.014, 1.0, ((1, 20),), ((1, 4),), (23, 24)) for y in (0.035, -0.035)]
     return [limb for side in _SIDE for limb in _side_limbs(at, side, person.shorts)] + torso + eyes
 
-# %% ../../nbs/10_viz/06b_toy.ipynb #87bea0d5
+# %% ../../nbs/10_viz/06b_toy.ipynb #10b28a56
 def _sphere(o, d, dd, radius):
     "Distance along rays (N,) to a ball at the origin, inf where missed."
     k, m = (o*d).sum(-1), (o*o).sum(-1) - radius**2
@@ -108,6 +110,7 @@ def _sphere(o, d, dd, radius):
     t = (-k - np.sqrt(np.maximum(h, 0)))/dd
     return np.where((h > 0) & (t > 1e-4), t, np.inf)
 
+# %% ../../nbs/10_viz/06b_toy.ipynb #d05138fb
 def hit_limb(limb:Limb, o, d) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Rays o + t d, both (N,3) in the frame of the body: t (N,), inf where missed; the share of the way (N,); the outward normal (N,3)."
     thin = np.array([limb.flat, 1, 1])
@@ -126,7 +129,7 @@ def hit_limb(limb:Limb, o, d) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     normal = (p - along[:, None]*u)/thin
     return t, along/L, normal/np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-12)
 
-# %% ../../nbs/10_viz/06b_toy.ipynb #3d44d454
+# %% ../../nbs/10_viz/06b_toy.ipynb #f4d59c89
 def _pick(table, share) -> np.ndarray:
     "Ids of a table ((until, id), ...) at each share of the way."
     until, ids = np.array([row[0] for row in table]), np.array([row[1] for row in table])
@@ -141,6 +144,7 @@ def _chart(limb, share, n):
     front = n[:, 0] > 0
     return np.where(front, limb.charts[1], limb.charts[0]), np.where(front, angle + 0.5, np.mod(angle, 2) - 0.5), v
 
+# %% ../../nbs/10_viz/06b_toy.ipynb #e7d98948
 def _near(limbs, o, d):
     "Each limb with the indices of the rays that come close to it; most rays miss most limbs, and three dot products tell."
     oo, od, dd = (o*o).sum(-1), (o*d).sum(-1), (d*d).sum(-1)
@@ -148,6 +152,7 @@ def _near(limbs, o, d):
         c, reach = (limb.a + limb.b)/2, np.linalg.norm(limb.b - limb.a)/2 + max(limb.ra, limb.rb)
         yield limb, np.flatnonzero(oo - 2*(o @ c) + c @ c - (od - d @ c)**2/dd < reach**2)
 
+# %% ../../nbs/10_viz/06b_toy.ipynb #e171da17
 def cast(people, o, d) -> dict[str, np.ndarray]:
     "Rays (N,3) into the world: `t` (inf where missed), `person` from 1, `body`, `wear`, `chart`, `u`, `v`, `share`, `normal` (N,3)."
     N = len(d)
@@ -166,7 +171,7 @@ def cast(people, o, d) -> dict[str, np.ndarray]:
             for key, value in new.items(): hit[key][near] = value
     return hit
 
-# %% ../../nbs/10_viz/06b_toy.ipynb #1960fdea
+# %% ../../nbs/10_viz/06b_toy.ipynb #3c23894b
 SUN = np.array([0.45, -0.55, 0.9])/np.linalg.norm([0.45, -0.55, 0.9])
 ROOM = 4.0      # metres from the middle to a wall
 
@@ -183,6 +188,7 @@ def _room(o, d):
     wood, paint = np.array([0.60, 0.50, 0.40]) - 0.06*tile[:, None], np.where(x_wall[:, None], (0.72, 0.78, 0.78), (0.66, 0.73, 0.76))
     return t, normal, np.where(ground[:, None], wood, np.where(p[:, 2:] < 0.12, (0.85, 0.85, 0.83), paint))
 
+# %% ../../nbs/10_viz/06b_toy.ipynb #c3395e8b
 def _cloth(people, hit):
     "Colour of each hit by garment; the top has stripes."
     colours = np.array([[[int(c[i:i + 2], 16)/255 for i in (1, 3, 5)] for c in p.colours] for p in people])
@@ -207,7 +213,7 @@ def _shade(people, o, d, hit):
     light = (0.26 + 0.20*sky)[:, None]*(0.92, 0.98, 1.08) + (0.72*lit*~shadow)[:, None]*(1.06, 1.0, 0.90)
     return np.clip(albedo*light, 0, 1)**(1/1.25), np.minimum(hit["t"], t), body
 
-# %% ../../nbs/10_viz/06b_toy.ipynb #11628121
+# %% ../../nbs/10_viz/06b_toy.ipynb #9a700590
 def toy_camera(azimuth:float=-35.0,  # degrees about z; 0 looks at a person who faces +x from the front
                distance:float=3.2, height:float=1.35, target:tuple=(0, 0, 0.88), image_size:tuple=(192, 144), focal:float=1.45):
     "A `hclab.core.geometry.Camera` in the toy room; `focal` in image heights."
@@ -223,12 +229,13 @@ def _rays(camera, fine):
     d = np.stack([(x - K[0, 2])/K[0, 0], (y - K[1, 2])/K[1, 1], np.ones_like(x)], -1).reshape(-1, 3) @ R
     return np.broadcast_to(centre, d.shape), d
 
+# %% ../../nbs/10_viz/06b_toy.ipynb #a8a040db
 def _box(mask):
     "x1 y1 x2 y2 around the true pixels (their outer edges), zeros where there are none."
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1] if len(rows) else [0, 0, 0, 0]
 
-# %% ../../nbs/10_viz/06b_toy.ipynb #e82fb041
+# %% ../../nbs/10_viz/06b_toy.ipynb #237e536e
 def toy_sample(people=None,       # list of `ToyPerson`; None: one who walks
                camera=None,       # see `toy_camera`
                fine:int=3,        # rays a pixel and axis, odd
@@ -251,6 +258,7 @@ def toy_sample(people=None,       # list of `ToyPerson`; None: one who walks
     if normals: sample["normals"] = tensor(middle(hit["normal"] @ camera.R.numpy().T).transpose(2, 0, 1))
     return sample | _people_keys(people, camera, depth, middle(hit["person"]))
 
+# %% ../../nbs/10_viz/06b_toy.ipynb #2fdc1ee4
 def _people_keys(people, camera, depth, ids) -> dict:
     "Joints, visibility, boxes, camera: what a sample says about each person."
     import torch
@@ -265,7 +273,7 @@ def _people_keys(people, camera, depth, ids) -> dict:
     return dict(joints2d=pixels.float(), joints3d=joints.float(), visibility=(1 + seen.long()).to(torch.int8), boxes=boxes(full),
                 visible_boxes=boxes([_box(ids == n) for n in range(1, len(people) + 1)]), camera=camera.to_dict(), skeleton="H36M17", image_size=(H, W), source="toy", index=0)
 
-# %% ../../nbs/10_viz/06b_toy.ipynb #b768f698
+# %% ../../nbs/10_viz/06b_toy.ipynb #ab76b3d6
 def _tube(limb:Limb, rings, sides) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     "Vertices, faces and the share of the way of each vertex of one limb: a cap, rings along the side, a cap."
     thin = np.array([limb.flat, 1, 1])
@@ -283,6 +291,7 @@ def _tube(limb:Limb, rings, sides) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     faces = np.stack([np.stack([a, b, b + sides], -1), np.stack([a, b + sides, a + sides], -1)], 2).reshape(-1, 3)
     return (points*thin + limb.a).reshape(-1, 3), faces, np.repeat(share, sides)
 
+# %% ../../nbs/10_viz/06b_toy.ipynb #0328a001
 def toy_mesh(person:ToyPerson,
              rings:int=6, sides:int=14,   # rings of a cap and of a side; vertices around a limb
             ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
