@@ -6,16 +6,16 @@
 __all__ = ['PLACES', 'FRAMES', 'RATE', 'RANGES', 'UNITS', 'HOME', 'REACH', 'QUICK', 'FULL', 'HASTE', 'PANELS', 'HEADS', 'SIDE',
            'HEAD', 'CHOICES', 'SLIDERS', 'WORDS', 'GROUPS', 'RESTS', 'ShotError', 'Shot', 'shot_of', 'sun_at',
            'draw_place', 'rotated', 'Motion', 'move_body', 'Parts', 'BodyCameraDesk', 'backdrop', 'Meeting', 'meeting',
-           'picture', 'sample', 'depth_span', 'pixels_of', 'skeleton_lines', 'panel_svg', 'shot_sheet', 'numbers',
-           'save_sample', 'value_of', 'with_value', 'BodyCamera', 'rest', 'body_camera']
+           'behind_people', 'picture', 'sample', 'depth_span', 'pixels_of', 'skeleton_lines', 'panel_svg', 'shot_sheet',
+           'numbers', 'save_sample', 'value_of', 'with_value', 'BodyCamera', 'rest', 'body_camera']
 
-# %% ../../nbs/80_lab/10d_body_camera.ipynb #eee26005
+# %% ../../nbs/80_lab/10d_body_camera.ipynb #3d371092
 import math, os
 
 os.environ.setdefault("OPEN3D_DISABLE_WEB_VISUALIZER", "true")     # else Open3D writes three lines over the app when it is first imported
 
 from collections import Counter, OrderedDict, defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -182,7 +182,7 @@ def _who(s:Shot) -> tuple: return s.shape, s.look, s.action, s.performer, s.fram
 
 def _view(s:Shot, size:int) -> tuple: return s.azimuth, s.height, s.distance, s.focal, size
 
-# %% ../../nbs/80_lab/10d_body_camera.ipynb #b29c192d
+# %% ../../nbs/80_lab/10d_body_camera.ipynb #9e35d368
 def backdrop(self, s:Shot) -> Backdrop:
     "The place of a shot, exposed as from its camera."
     (light, scenery), turn = self.place(s), math.radians(s.azimuth)
@@ -201,24 +201,28 @@ def meeting(self, s:Shot, seen:Surface, camera:Camera, ways:np.ndarray) -> Meeti
     view = _view(s, size[0]), self.motion(s).stature
     def make():
         hits = self.parts("cast", (_who(s), view), lambda: self.parts("scene", _who(s), lambda: Rays([self.person(s)])).cast(origin, ways))
-        hits = replace(hits, far=np.where(hits.far > seen.distance, np.inf, hits.far))
-        return Meeting(hits, clearness(hits, seen, size, HASTE.sky_rays), _maps(hits, seen, camera))
+        hits = hits.only(np.where(hits.far > seen.distance, np.inf, hits.far))
+        back = behind_people(hits, seen)
+        return Meeting(hits, clearness(hits, back, size, HASTE.sky_rays), _maps(hits, back, camera))
     return self.parts("meeting", (_who(s), view, s.place, s.style, s.seed), make)
 
-def _maps(hits:Hits, seen:Surface, camera:Camera) -> tuple:
+def behind_people(hits:Hits, seen:Surface) -> Surface:
+    "Of what all rays would see in an empty place, what is seen by those that miss everybody."
+    return Surface(*(getattr(seen, part.name)[hits.missed] for part in fields(Surface)))
+
+def _maps(hits:Hits, back:Surface, camera:Camera) -> tuple:
     "Depth, people, parts, garments, surface and normals at the middles of pixels."
     met, chart, size = hits.met, hits.chart(), camera.image_size
     def full(values, *shape, of=np.uint8):
         out = np.zeros((len(met), *shape), of)
         out[met] = values
         return out.reshape(*size, *shape)
-    far = np.where(met, hits.far, seen.distance)
-    normals = np.where(seen.sky[:, None], 0, seen.normal).astype(np.float32)
-    normals[met] = hits.normals()
+    far, normals = hits.far.copy(), np.zeros((len(met), 3), np.float32)
+    far[hits.missed], normals[hits.missed], normals[met] = back.distance, np.where(back.sky[:, None], 0, back.normal), hits.normals()
     return (np.where(far < FARTHEST, far, 0).astype(np.float32).reshape(size), full(1), full(body_parts(chart)), full(garment_ids(chart, hits.of(hits.scene.worn))), full(surface(chart), 3, of=np.float32),
             (normals @ camera.R.numpy().T.astype(np.float32)).reshape(*size, 3))
 
-# %% ../../nbs/80_lab/10d_body_camera.ipynb #a2fa1597
+# %% ../../nbs/80_lab/10d_body_camera.ipynb #864e9f24
 def picture(self, s:Shot, quick:bool=False) -> Picture:
     "The picture of a shot: `FULL` pixels a side and careful, or `QUICK` and from kept parts."
     camera, behind = self.camera(s, QUICK if quick else FULL), self.backdrop(s)
@@ -226,9 +230,11 @@ def picture(self, s:Shot, quick:bool=False) -> Picture:
     size = camera.image_size
     y, x = (g.ravel() + .5 for g in np.mgrid[0:size[0], 0:size[1]].astype(np.float64))
     ways = ways_through(camera, x, y)
-    seen = self.parts("backdrop", (s.place, s.style, s.hour, s.seed, _view(s, size[0]), self.motion(s).stature), lambda: behind(camera.centre.numpy().astype(np.float32), ways, 1/float(camera.K[1, 1])))
+    pixel = 1/float(camera.K[1, 1])
+    seen = self.parts("backdrop", (s.place, s.style, s.hour, s.seed, _view(s, size[0]), self.motion(s).stature), lambda: behind(camera.centre.numpy().astype(np.float32), ways, pixel))
     met = self.meeting(s, seen, camera, ways)
-    image = behind.exposure.develop(radiance(met.hits, seen, behind.light, np.asarray(behind.light.direction, np.float32), met.clear))
+    suns = np.broadcast_to(np.asarray(behind.light.direction, np.float32), ways.shape)
+    image = behind.exposure.develop(radiance(met.hits, behind_people(met.hits, seen), behind.light, suns, met.clear, pixel))
     return Picture((np.clip(image, 0, 1)*255 + .5).astype(np.uint8).reshape(*size, 3), *met.maps)
 
 def sample(self, s:Shot, quick:bool=False) -> dict:
