@@ -194,7 +194,7 @@ def _contrast(image:np.ndarray) -> np.ndarray:
         out[tuple(low)] = np.maximum(out[tuple(low)], step); out[tuple(high)] = np.maximum(out[tuple(high)], step)
     return out
 
-# %% ../../nbs/20_data/17_render.ipynb #0c2e6b44
+# %% ../../nbs/20_data/17_render.ipynb #e8f3c83d
 def _near_sun(sun:np.ndarray, size:float, k:int) -> np.ndarray:
     "The direction of a point on the sun's disc, one of four."
     side, (a, b) = np.cross(sun, [.3, .5, .81]), ((-.7, -.2), (.2, -.7), (.7, .2), (-.2, .7))[k]
@@ -203,30 +203,46 @@ def _near_sun(sun:np.ndarray, size:float, k:int) -> np.ndarray:
     return (out/np.linalg.norm(out)).astype(np.float32)
 
 FINE = ((.375, .125), (.875, .375), (.625, .875), (.125, .625))     # where in a pixel the four rays more go: no two in a row or a column
-FAINT = .02      # of full scale: a contrast that needs no finer rays
+FAINT = dict(edge=.02, person=.06, pattern=.12)      # of full scale: contrasts from which finer rays are worth it; most patterns are as soft as a pixel by themselves
 CREASE = .02     # share of the distance by which a surface may bend between pixels
 
-def _edges(hits:Hits, seen:Surface, open_:np.ndarray, size) -> np.ndarray:
-    "(H,W) bool: people and what is next to them, edges of things, edges of people's shadows; patterns of things are as soft as a pixel by themselves."
-    H, W = size
-    near, lit = np.zeros(H*W, np.float32), np.ones(H*W, bool)      # nearness is even in a picture of a plane
-    near[hits.missed], lit[hits.missed] = 1/np.maximum(seen.distance, 1e-3), open_
-    near, lit, out = near.reshape(size), lit.reshape(size), hits.met.reshape(size).copy()
-    for axis in (0, 1):
-        a, b, c = (near[tuple(slice(k, k - 2 or None) if d == axis else slice(None) for d in (0, 1))] for k in (0, 1, 2))
-        bent = np.abs(a + c - 2*b) > CREASE*np.minimum(np.minimum(a, b), c) + 1e-6
-        inner = tuple(slice(1, -1) if d == axis else slice(None) for d in (0, 1))
-        out[inner] |= bent
-        for low, high in ((slice(None, -1), slice(1, None)), (slice(1, None), slice(None, -1))):
-            one, other = (tuple(k if d == axis else slice(None) for d in (0, 1)) for k in (low, high))
-            out[one] |= lit[one] != lit[other]
+def _bent(x:np.ndarray) -> np.ndarray:
+    "(H,W) bool: where nearness (1/m, even in a picture of a plane) bends."
+    out = np.zeros(x.shape, bool)
+    for out_, x_ in ((out, x), (out.T, x.T)): out_[1:-1] |= np.abs(x_[:-2] + x_[2:] - 2*x_[1:-1]) > CREASE*np.minimum(np.minimum(x_[:-2], x_[2:]), x_[1:-1]) + 1e-6
     return out
 
-def _finer(image:np.ndarray, edges:np.ndarray, share:float) -> np.ndarray:
+def _borders(x:np.ndarray) -> np.ndarray:
+    "(H,W) bool: where a map differs from a neighbour."
+    out = np.zeros(x.shape, bool)
+    for out_, x_ in ((out, x), (out.T, x.T)):
+        step = x_[1:] != x_[:-1]
+        out_[1:] |= step; out_[:-1] |= step
+    return out
+
+def _finer(image:np.ndarray, hits:Hits, seen:Surface, open_:np.ndarray, share:float) -> np.ndarray:
     "Numbers of the pixels that get more rays, in the picture's order: the backdrop tries neighbours together."
-    rank = np.where(edges, _contrast(image), 0).ravel()
-    most = int(share*len(rank))
-    return np.flatnonzero(rank > max(FAINT, np.partition(rank, -most - 1)[-most - 1])) if most else np.zeros(0, int)
+    size, most = image.shape[:2], int(share*image[..., 0].size)
+    near, lit = np.zeros(len(hits.met), np.float32), np.ones(len(hits.met), np.int8)
+    near[hits.missed], lit[hits.missed], lit[hits.met] = 1/np.maximum(seen.distance, 1e-3), open_, 2
+    edge = _bent(near.reshape(size)) | _borders(lit.reshape(size))
+    least = np.where(edge, FAINT["edge"], np.where(hits.met.reshape(size), FAINT["person"], FAINT["pattern"]))
+    contrast = _contrast(image)
+    rank = np.where(contrast > least, contrast, 0).ravel()
+    return np.flatnonzero(rank > np.partition(rank, -most - 1)[-most - 1]) if most else np.zeros(0, int)
+
+def _refined(image:np.ndarray, fine:np.ndarray, hits:Hits, open_:np.ndarray, again) -> None:
+    "Average more rays into the pixels `fine`: four where people or the edges of their shadows are, two and the one in the middle elsewhere. `again(pixels, k)` is the colour of ray k of pixels."
+    what, size = np.zeros(len(hits.met), np.int8), image.shape[:2]
+    what[hits.missed] = 1 + open_
+    close = _borders(what.reshape(size)).ravel()[fine] | hits.met[fine]
+    flat, fours, twos = image.reshape(-1, 3), fine[close], fine[~close]
+    pixels, ray = np.concatenate([np.repeat(fours, 4), np.repeat(twos, 2)]), np.concatenate([np.tile(np.arange(4), len(fours)), np.tile([0, 2], len(twos))])
+    order = np.argsort(pixels, kind="stable")
+    colour = np.empty((len(pixels), 3), np.float32)
+    colour[order] = again(pixels[order], ray[order])
+    first, rest = np.split(colour, [4*len(fours)])
+    flat[fours], flat[twos] = first.reshape(-1, 4, 3).mean(1), (flat[twos] + rest.reshape(-1, 2, 3).sum(1))/3
 
 def render(people:list[Person], camera:Camera, backdrop:Backdrop, rng:np.random.Generator, settings:Settings=Settings()) -> Picture:
     "People before a backdrop through a camera. The same arguments and generator give the same bytes. Raises `RenderError`."
@@ -237,12 +253,10 @@ def render(people:list[Person], camera:Camera, backdrop:Backdrop, rng:np.random.
     clear, suns = clearness(hits, seen, (H, W), settings.sky_rays), np.broadcast_to(sun, (H*W, 3))
     open_ = sunlit(hits, seen, suns)
     image = exposure.develop(radiance(hits, seen, light, suns, clear, pixel, open_)).reshape(H, W, 3)
-    fine = _finer(image, _edges(hits, seen, open_, (H, W)), settings.refine)
-    if len(fine):
-        (dx, dy), all_ = np.array(FINE).T, np.repeat(fine, len(FINE))
-        suns = np.tile([_near_sun(sun, light.softness, k) for k in range(len(FINE))], (len(fine), 1))
-        more = meet(scene, backdrop, camera, x[all_] + np.tile(dx, len(fine)), y[all_] + np.tile(dy, len(fine)))
-        image.reshape(-1, 3)[fine] = exposure.develop(radiance(*more, light, suns, clear[all_], pixel)).reshape(-1, len(FINE), 3).mean(1)
+    fine = _finer(image, hits, seen, open_, settings.refine)
+    (dx, dy), discs = np.array(FINE).T, np.array([_near_sun(sun, light.softness, k) for k in range(len(FINE))])
+    def again(at, k): return exposure.develop(radiance(*meet(scene, backdrop, camera, x[at] + dx[k], y[at] + dy[k]), light, discs[k], clear[at], pixel))
+    if len(fine): _refined(image, fine, hits, open_, again)
     if settings.noise: image = image + np.float32(settings.noise)*rng.standard_normal(image.shape, np.float32)*(.5 + .7*np.sqrt(np.maximum(image, 0)))
     return Picture((np.clip(image, 0, 1)*255 + .5).astype(np.uint8), *_labels(hits, seen, camera, (H, W)))
 
