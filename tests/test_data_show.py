@@ -200,3 +200,20 @@ def test_a_layout_may_be_small_letters_or_the_figures_own():
 def test_an_amc_without_its_body_is_refused(tmp_path):
     (tmp_path/"01_01.amc").write_text("#!OML\n")
     with pytest.raises(ShowError, match=r"expected 01\.asf beside it, found none"): read_clips(tmp_path/"01_01.amc")
+
+
+def test_drawn_sets_are_made_shown_and_removed(tmp_path, monkeypatch, capsys):
+    from hclab.data.world import SETS
+    from hclab.lab.cli import DRAWN_SETS
+    assert tuple(SETS) == DRAWN_SETS
+    monkeypatch.setenv("HCLAB_HOME", str(tmp_path/"home"))
+    small = ["-p", "size=(48,48)", "-p", "actions=idle"]
+    assert main(["data", "make", "rgbd", "--n", "3", "--workers", "1", *small]) == 0 and "3 samples" in capsys.readouterr().out
+    assert main(["data", "show", "rgbd", "--n", "3", *small, "--out", str(tmp_path/"show")]) == 0
+    assert (tmp_path/"show/rgbd.png").stat().st_size > 5000 and "rgbd.png" in capsys.readouterr().out
+    assert main(["data", "list"]) == 0
+    stored = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.strip().startswith("rgbd-")]
+    assert len(stored) == 1 and main(["data", "rm", stored[0]]) == 0
+    for wrong, says in ((["data", "make", "rgb"], "no set 'rgb'"), (["data", "make", "rgbd", "-p", "splt=test"], "did you mean"), (["data", "show", "rgbd", "-p", "scale=big"], "give two numbers")):
+        assert main(wrong) == 2, wrong
+        assert says in capsys.readouterr().err

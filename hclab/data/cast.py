@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['RenderError', 'Scene', 'Hits', 'ways_through']
 
-# %% ../../nbs/20_data/16b_cast.ipynb #42cbbcfe
-from dataclasses import dataclass
+# %% ../../nbs/20_data/16b_cast.ipynb #d4e604b9
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import open3d as o3d
@@ -52,7 +53,7 @@ class Scene:
 
 def _rays(starts, ways) -> np.ndarray: return np.concatenate([starts, ways], 1).astype(np.float32)
 
-# %% ../../nbs/20_data/16b_cast.ipynb #7052220c
+# %% ../../nbs/20_data/16b_cast.ipynb #0f25db3a
 @dataclass(frozen=True)
 class Hits:
     "Rays and what they met; the long arrays are of those that met somebody."
@@ -63,27 +64,43 @@ class Hits:
     triangle: np.ndarray # (n,)
     where: np.ndarray    # (n,2) on the triangle
 
-    @property
+    @cached_property
     def met(self) -> np.ndarray: return np.isfinite(self.far)
+
+    @cached_property
+    def missed(self) -> np.ndarray: return np.flatnonzero(~self.met)     # numbers of the rays that met nobody
+
+    @cached_property
+    def _met(self) -> tuple: return (t := self.triangle[self.met]), self.scene.triangles[t], self.where[self.met]
+
+    def only(self, far:np.ndarray) -> "Hits":
+        "The same rays, with other distances (n,): what something nearer hides is not met."
+        return replace(self, far=far)
 
     def between(self, values:np.ndarray) -> np.ndarray:
         "(m,D) values (V,D) of vertices at the places that were met."
-        corners, w = self.scene.triangles[self.triangle[self.met]], self.where[self.met]
+        _, corners, w = self._met
         return values[corners[:, 0]]*(1 - w[:, :1] - w[:, 1:]) + values[corners[:, 1]]*w[:, :1] + values[corners[:, 2]]*w[:, 1:]
 
-    def of(self, values:np.ndarray) -> np.ndarray: return values[self.triangle[self.met]]   # (m,) values of triangles
+    def of(self, values:np.ndarray) -> np.ndarray: return values[self._met[0]]   # (m,) values of triangles
 
-    def points(self) -> np.ndarray: return self.origin + self.ways[self.met]*self.far[self.met][:, None]
+    @cached_property
+    def _points(self) -> np.ndarray: return self.origin + self.ways[self.met]*self.far[self.met][:, None]
 
-    def normals(self) -> np.ndarray:
-        "(m,3) unit, towards the eye: cloth has two sides."
+    @cached_property
+    def _normals(self) -> np.ndarray:
         n = self.between(self.scene.normals)
         n /= np.maximum(np.linalg.norm(n, axis=1, keepdims=True), 1e-9)
         return np.where((n*self.ways[self.met]).sum(1, keepdims=True) > 0, -n, n)
 
-    def chart(self) -> Chart: return Chart(self.between(self.scene.places), self.between(self.scene.regions))
+    @cached_property
+    def _chart(self) -> Chart: return Chart(self.between(self.scene.places), self.between(self.scene.regions))
 
+    def points(self) -> np.ndarray: return self._points      # (m,3)
 
+    def normals(self) -> np.ndarray: return self._normals    # (m,3) unit, towards the eye: cloth has two sides
+
+    def chart(self) -> Chart: return self._chart
 
 # %% ../../nbs/20_data/16b_cast.ipynb #9b745d78
 def ways_through(camera:Camera, x:np.ndarray, y:np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HAIR_SEEDS', 'SOLE', 'Outfit', 'outfit', 'Person', 'dress', 'joints_in']
 
-# %% ../../nbs/20_data/16_dress.ipynb #0ce016d2
+# %% ../../nbs/20_data/16_dress.ipynb #28889c36
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,10 +17,10 @@ from .chart import Chart, region_shares
 from .figure import cross
 from .hair import hair
 from .looks import LAYERS, Look
-from .pieces import piece_of
+from .pieces import Piece, piece_of
 from .wardrobe import bare, garment, sewn
 
-# %% ../../nbs/20_data/16_dress.ipynb #b1187ceb
+# %% ../../nbs/20_data/16_dress.ipynb #bce03b62
 HAIR_SEEDS = 6   # hairlines and lumps that are kept ready; a person's seed picks one
 
 @dataclass(frozen=True)
@@ -35,27 +35,45 @@ class Outfit:
     off: np.ndarray         # (P,3) metres further, turned with the body
     corners: csr_array      # (P,T): which triangles each vertex is a corner of
 
+@dataclass(frozen=True, eq=False)
+class _Part:
+    "A piece with what outfits need of it, worked out once for all who wear it."
+    piece: Piece
+    places: np.ndarray      # (P,3) float32, neutral
+    regions: np.ndarray     # (P,14) float32
+    follow: csr_array       # (P,V)
+    corners: csr_array      # (P,T)
+
+    @classmethod
+    def of(cls, p:Piece) -> "_Part":
+        count, T, share = len(p.ends), len(p.triangles), region_shares()
+        follow = csr_array((p.share.astype(np.float32).ravel(), p.ends.ravel(), np.arange(0, p.ends.size + 1, p.ends.shape[1])), (count, len(share)))
+        return cls(p, p.neutral.astype(np.float32), p.between(share).astype(np.float32), follow, csr_array((np.ones(3*T, np.float32), (p.triangles.ravel(), np.repeat(np.arange(T), 3))), (count, T)))
+
 @lru_cache(maxsize=256)
+def _parts(kind:str, *names) -> tuple[_Part, ...]:
+    "Parts by kind: bare skin beside garments, an eye, a garment, hair of a style and a seed."
+    pieces = dict(skin=lambda: [bare(*names)], eyes=lambda: [piece_of(*names)], cloth=lambda: [sewn(*names)], hair=lambda: hair(*names))[kind]()
+    return tuple(_Part.of(p) for p in pieces)
+
+def _stacked(matrices:list, aside:bool) -> csr_array:
+    "Sparse matrices under each other and, where `aside`, each to the right of those before."
+    rows, entries, right = (np.cumsum([0, *(n(m) for m in matrices)]) for n in (lambda m: m.shape[0], lambda m: m.nnz, lambda m: m.shape[1]))
+    starts = np.concatenate([[0], *(m.indptr[1:] + e for m, e in zip(matrices, entries))])
+    columns = np.concatenate([m.indices + r*aside for m, r in zip(matrices, right)])
+    return csr_array((np.concatenate([m.data for m in matrices]), columns, starts), (rows[-1], right[-1] if aside else matrices[0].shape[1]))
+
+@lru_cache(maxsize=64)
 def _outfit(top:str, bottom:str, style:str, seed:int) -> Outfit:
     worn = [("top", top), ("bottom", bottom), *([("bottom", "underskirt")] if bottom == "skirt" else []), ("shoes", "shoes")]
-    parts = [("skin", "", bare(*(name for _, name in worn))), ("eyes", "", piece_of("left_eye")), ("eyes", "", piece_of("right_eye")),
-             *((layer, garment(name).label, sewn(name)) for layer, name in worn), *(("hair", "hair", p) for p in hair(style, seed))]
-    first = np.cumsum([0, *(len(p.ends) for _, _, p in parts)])
-    number = lambda pick: np.concatenate([np.full(len(p.triangles), pick(layer, name)) for layer, name, p in parts])
-    pieces, tris = tuple(p for *_, p in parts), np.concatenate([p.triangles + o for (*_, p), o in zip(parts, first)])
-    return Outfit(pieces, tris, number(lambda layer, _: LAYERS.index(layer)), number(lambda _, name: name),
-                  Chart(np.concatenate([p.neutral for p in pieces]).astype(np.float32), np.concatenate([p.between(region_shares()) for p in pieces]).astype(np.float32)),
-                  _rows([p.ends for p in pieces], [p.share for p in pieces], len(region_shares())), np.concatenate([p.off for p in pieces]).astype(np.float32), _corners(tris, int(first[-1])))
-
-def _rows(ends:list, shares:list, width:int) -> csr_array:
-    "Sparse rows of shares (P,K) at columns `ends` (P,K), one array of each a piece."
-    ends, shares = [e.ravel() for e in ends], [np.asarray(s, np.float32) for s in shares]
-    starts = np.cumsum([0, *(s.shape[1] for s in shares for _ in range(len(s)))])
-    return csr_array((np.concatenate([s.ravel() for s in shares]), np.concatenate(ends).astype(np.int32), starts.astype(np.int32)), (len(starts) - 1, width))
-
-def _corners(tris:np.ndarray, count:int) -> csr_array:
-    "(P,T) ones where a vertex is a corner of a triangle."
-    return csr_array((np.ones(tris.size, np.float32), (tris.ravel(), np.repeat(np.arange(len(tris)), 3))), (count, len(tris)))
+    parts = [("skin", "", p) for p in _parts("skin", *(name for _, name in worn))] + [("eyes", "", p) for eye in ("left_eye", "right_eye") for p in _parts("eyes", eye)]
+    parts += [(layer, garment(name).label, p) for layer, name in worn for p in _parts("cloth", name)] + [("hair", "hair", p) for p in _parts("hair", style, seed)]
+    own = [p for *_, p in parts]
+    first = np.cumsum([0, *(len(p.places) for p in own)])
+    number = lambda pick: np.concatenate([np.full(len(p.piece.triangles), pick(layer, name)) for layer, name, p in parts])
+    return Outfit(tuple(p.piece for p in own), np.concatenate([p.piece.triangles + o for p, o in zip(own, first)]), number(lambda layer, _: LAYERS.index(layer)), number(lambda _, name: name),
+                  Chart(np.concatenate([p.places for p in own]), np.concatenate([p.regions for p in own])),
+                  _stacked([p.follow for p in own], False), np.concatenate([p.piece.off for p in own]).astype(np.float32), _stacked([p.corners for p in own], True))
 
 def outfit(look:Look) -> Outfit:
     "The outfit of a look."

@@ -27,7 +27,7 @@ from .light import STYLES
 from .looks import LAYERS, Look
 from .render import Picture, Settings, render
 
-# %% ../../nbs/20_data/22_world.ipynb #262524a9
+# %% ../../nbs/20_data/22_world.ipynb #17342fd7
 PLACES = ("room", "street", "field")
 SPLITS = dict(train=(0, .7), val=(.7, .8), test=(.8, 1.0))    # shares of identities and of performers
 
@@ -37,6 +37,9 @@ def _check_world(config) -> None:
         for given in getattr(config, name):
             if given not in known: raise ConfigError(f"WorldConfig.{name}: {given!r}; {did_you_mean(given, known)}")
     if config.split not in SPLITS: raise ConfigError(f"WorldConfig.split={config.split!r}; {did_you_mean(config.split, SPLITS)}")
+    for name in ("size", "people", "azimuth", "height", "scale", "focal"):
+        pair = getattr(config, name)
+        if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(v, (int, float)) for v in pair)): raise ConfigError(f"WorldConfig.{name}={pair!r}; give two numbers")
     if not 1 <= config.people[0] <= config.people[1] <= 12: raise ConfigError(f"WorldConfig.people={config.people}; give the fewest and the most, from 1 to 12")
     if min(config.size) < 16 or max(config.size) > 4096: raise ConfigError(f"WorldConfig.size={config.size}; give (height, width) from 16 to 4096 pixels")
     for name, low, high in (("height", .05, 20), ("scale", .02, 3), ("focal", .3, 20)):
