@@ -22,7 +22,7 @@ from .light import Light
 from .looks import LAYERS, folds, paint
 from .scenery import Surface
 
-# %% ../../nbs/20_data/17_render.ipynb #73ddbe89
+# %% ../../nbs/20_data/17_render.ipynb #2f58c422
 def _sphere(n:int) -> np.ndarray:
     "(n,3) directions evenly over the sphere (a Fibonacci spiral)."
     k = np.arange(n) + .5
@@ -33,6 +33,7 @@ NEARBY = .5      # metres within which surroundings dim the sky
 LIFT = .006      # metres that shadow rays start over the surface
 TILE = 4         # pixels: neighbours ask in other directions, and share their answers
 
+# %% ../../nbs/20_data/17_render.ipynb #eb0bbaeb
 def openness(scene:Scene, points:np.ndarray, normals:np.ndarray, pixel:np.ndarray,  # (m,) which of TILE x TILE kinds of pixel each is
              rays:int) -> np.ndarray:
     "(m,) share of the sky over each point that nothing near hides, from a few rays."
@@ -80,7 +81,7 @@ def shade_people(hits:Hits, light:Light, sun:np.ndarray,  # (m,3) towards the su
     out[:, 0] += .05*np.exp(-((np.clip(toward, 0, 1) - .18)/.16)**2)*lit*skin*albedo[:, 0]
     return out.astype(np.float32)
 
-# %% ../../nbs/20_data/17_render.ipynb #50d3e1db
+# %% ../../nbs/20_data/17_render.ipynb #3d6cc281
 def _beside(person:Person, points:np.ndarray, more:float) -> np.ndarray:
     "(k,) bool: less than `more` metres from the box around a person."
     low, high = person.vertices.min(0) - more, person.vertices.max(0) + more
@@ -96,6 +97,7 @@ def _in_the_way(person:Person, points:np.ndarray, sun:np.ndarray) -> np.ndarray:
         enter, leave = np.maximum(enter, np.minimum(a, b)), np.minimum(leave, np.maximum(a, b))
     return enter < leave
 
+# %% ../../nbs/20_data/17_render.ipynb #3926443b
 def free_of_people(scene:Scene, points:np.ndarray, normals:np.ndarray, sun:np.ndarray) -> np.ndarray:
     "(k,) bool: no person stands between places of the backdrop (k,3) and the sun (k,3)."
     passing = np.zeros(len(points), bool)
@@ -145,7 +147,7 @@ class Picture:
 
 FARTHEST = 100.0   # metres
 
-# %% ../../nbs/20_data/17_render.ipynb #bcda817b
+# %% ../../nbs/20_data/17_render.ipynb #202fc2b5
 def _framed(scene:Scene, camera:Camera) -> np.ndarray:
     "(4,) x1 y1 x2 y2, pixels: nobody is met outside; everything where somebody is beside or behind the camera."
     if not scene.people: return np.array([np.inf, np.inf, -np.inf, -np.inf])
@@ -166,6 +168,7 @@ def meet(scene:Scene, backdrop:Backdrop, camera:Camera, x:np.ndarray, y:np.ndarr
     hits = hits.only(far)
     return hits, backdrop(origin, ways[hits.missed], pixel)
 
+# %% ../../nbs/20_data/17_render.ipynb #bfabfbdc
 def sunlit(hits:Hits, seen:Surface, sun:np.ndarray) -> np.ndarray:
     "(k,) bool: no person stands between what `Hits.missed` see and the sun, (n,3) as for `shade_people`."
     out, wall = np.ones(len(hits.missed), bool), np.flatnonzero(seen.lit & ~seen.sky)
@@ -194,7 +197,7 @@ def _contrast(image:np.ndarray) -> np.ndarray:
         out[tuple(low)] = np.maximum(out[tuple(low)], step); out[tuple(high)] = np.maximum(out[tuple(high)], step)
     return out
 
-# %% ../../nbs/20_data/17_render.ipynb #e8f3c83d
+# %% ../../nbs/20_data/17_render.ipynb #24811f14
 def _near_sun(sun:np.ndarray, size:float, k:int) -> np.ndarray:
     "The direction of a point on the sun's disc, one of four."
     side, (a, b) = np.cross(sun, [.3, .5, .81]), ((-.7, -.2), (.2, -.7), (.7, .2), (-.2, .7))[k]
@@ -231,6 +234,7 @@ def _finer(image:np.ndarray, hits:Hits, seen:Surface, open_:np.ndarray, share:fl
     rank = np.where(contrast > least, contrast, 0).ravel()
     return np.flatnonzero(rank > np.partition(rank, -most - 1)[-most - 1]) if most else np.zeros(0, int)
 
+# %% ../../nbs/20_data/17_render.ipynb #109c49a5
 def _refined(image:np.ndarray, fine:np.ndarray, hits:Hits, open_:np.ndarray, again) -> None:
     "Average more rays into the pixels `fine`: four where people or the edges of their shadows are, two and the one in the middle elsewhere. `again(pixels, k)` is the colour of ray k of pixels."
     what, size = np.zeros(len(hits.met), np.int8), image.shape[:2]
