@@ -53,7 +53,7 @@ class Scene:
 
 def _rays(starts, ways) -> np.ndarray: return np.concatenate([starts, ways], 1).astype(np.float32)
 
-# %% ../../nbs/20_data/16b_cast.ipynb #0f25db3a
+# %% ../../nbs/20_data/16b_cast.ipynb #bf2f0bfe
 @dataclass(frozen=True)
 class Hits:
     "Rays and what they met; the long arrays are of those that met somebody."
@@ -73,9 +73,7 @@ class Hits:
     @cached_property
     def _met(self) -> tuple: return (t := self.triangle[self.met]), self.scene.triangles[t], self.where[self.met]
 
-    def only(self, far:np.ndarray) -> "Hits":
-        "The same rays, with other distances (n,): what something nearer hides is not met."
-        return replace(self, far=far)
+    def only(self, far:np.ndarray) -> "Hits": return replace(self, far=far)      # with other distances (n,): what something nearer hides is not met
 
     def between(self, values:np.ndarray) -> np.ndarray:
         "(m,D) values (V,D) of vertices at the places that were met."
@@ -97,9 +95,7 @@ class Hits:
     def _chart(self) -> Chart: return Chart(self.between(self.scene.places), self.between(self.scene.regions))
 
     def points(self) -> np.ndarray: return self._points      # (m,3)
-
     def normals(self) -> np.ndarray: return self._normals    # (m,3) unit, towards the eye: cloth has two sides
-
     def chart(self) -> Chart: return self._chart
 
 # %% ../../nbs/20_data/16b_cast.ipynb #9b745d78
