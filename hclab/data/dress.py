@@ -20,7 +20,7 @@ from .looks import LAYERS, Look
 from .pieces import Piece, piece_of
 from .wardrobe import bare, garment, sewn
 
-# %% ../../nbs/20_data/16_dress.ipynb #bce03b62
+# %% ../../nbs/20_data/16_dress.ipynb #7d6121c5
 HAIR_SEEDS = 6   # hairlines and lumps that are kept ready; a person's seed picks one
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class _Part:
         follow = csr_array((p.share.astype(np.float32).ravel(), p.ends.ravel(), np.arange(0, p.ends.size + 1, p.ends.shape[1])), (count, len(share)))
         return cls(p, p.neutral.astype(np.float32), p.between(share).astype(np.float32), follow, csr_array((np.ones(3*T, np.float32), (p.triangles.ravel(), np.repeat(np.arange(T), 3))), (count, T)))
 
+# %% ../../nbs/20_data/16_dress.ipynb #9dfd9172
 @lru_cache(maxsize=256)
 def _parts(kind:str, *names) -> tuple[_Part, ...]:
     "Parts by kind: bare skin beside garments, an eye, a garment, hair of a style and a seed."
@@ -79,7 +80,7 @@ def outfit(look:Look) -> Outfit:
     "The outfit of a look."
     return _outfit(look.top, look.bottom, look.hair, look.seed % HAIR_SEEDS)
 
-# %% ../../nbs/20_data/16_dress.ipynb #cd7f4274
+# %% ../../nbs/20_data/16_dress.ipynb #714768c9
 SOLE = .014   # metres that shoes lift their wearer
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Person:
     normals: np.ndarray     # (P,3) float32, outwards
     joints: np.ndarray      # (J,3) float32, all joints that the body knows
 
+# %% ../../nbs/20_data/16_dress.ipynb #17a3d4a0
 def dress(layer:Body, look:Look, shape:Shape, posed:Posed, k:int=0) -> Person:
     "Person `k` of posed people in their clothes, lifted by their soles."
     fit, up = outfit(look), np.array([0, 0, SOLE], np.float32)

@@ -22,7 +22,7 @@ from .light import Light
 from .looks import LAYERS, folds, paint
 from .scenery import Surface
 
-# %% ../../nbs/20_data/17_render.ipynb #73ddbe89
+# %% ../../nbs/20_data/17_render.ipynb #2f58c422
 def _sphere(n:int) -> np.ndarray:
     "(n,3) directions evenly over the sphere (a Fibonacci spiral)."
     k = np.arange(n) + .5
@@ -33,6 +33,7 @@ NEARBY = .5      # metres within which surroundings dim the sky
 LIFT = .006      # metres that shadow rays start over the surface
 TILE = 4         # pixels: neighbours ask in other directions, and share their answers
 
+# %% ../../nbs/20_data/17_render.ipynb #eb0bbaeb
 def openness(scene:Scene, points:np.ndarray, normals:np.ndarray, pixel:np.ndarray,  # (m,) which of TILE x TILE kinds of pixel each is
              rays:int) -> np.ndarray:
     "(m,) share of the sky over each point that nothing near hides, from a few rays."
@@ -80,7 +81,7 @@ def shade_people(hits:Hits, light:Light, sun:np.ndarray,  # (m,3) towards the su
     out[:, 0] += .05*np.exp(-((np.clip(toward, 0, 1) - .18)/.16)**2)*lit*skin*albedo[:, 0]
     return out.astype(np.float32)
 
-# %% ../../nbs/20_data/17_render.ipynb #50d3e1db
+# %% ../../nbs/20_data/17_render.ipynb #3d6cc281
 def _beside(person:Person, points:np.ndarray, more:float) -> np.ndarray:
     "(k,) bool: less than `more` metres from the box around a person."
     low, high = person.vertices.min(0) - more, person.vertices.max(0) + more
@@ -96,6 +97,7 @@ def _in_the_way(person:Person, points:np.ndarray, sun:np.ndarray) -> np.ndarray:
         enter, leave = np.maximum(enter, np.minimum(a, b)), np.minimum(leave, np.maximum(a, b))
     return enter < leave
 
+# %% ../../nbs/20_data/17_render.ipynb #3926443b
 def free_of_people(scene:Scene, points:np.ndarray, normals:np.ndarray, sun:np.ndarray) -> np.ndarray:
     "(k,) bool: no person stands between places of the backdrop (k,3) and the sun (k,3)."
     passing = np.zeros(len(points), bool)
@@ -145,7 +147,7 @@ class Picture:
 
 FARTHEST = 100.0   # metres
 
-# %% ../../nbs/20_data/17_render.ipynb #bcda817b
+# %% ../../nbs/20_data/17_render.ipynb #202fc2b5
 def _framed(scene:Scene, camera:Camera) -> np.ndarray:
     "(4,) x1 y1 x2 y2, pixels: nobody is met outside; everything where somebody is beside or behind the camera."
     if not scene.people: return np.array([np.inf, np.inf, -np.inf, -np.inf])
@@ -166,6 +168,7 @@ def meet(scene:Scene, backdrop:Backdrop, camera:Camera, x:np.ndarray, y:np.ndarr
     hits = hits.only(far)
     return hits, backdrop(origin, ways[hits.missed], pixel)
 
+# %% ../../nbs/20_data/17_render.ipynb #bfabfbdc
 def sunlit(hits:Hits, seen:Surface, sun:np.ndarray) -> np.ndarray:
     "(k,) bool: no person stands between what `Hits.missed` see and the sun, (n,3) as for `shade_people`."
     out, wall = np.ones(len(hits.missed), bool), np.flatnonzero(seen.lit & ~seen.sky)
@@ -194,7 +197,7 @@ def _contrast(image:np.ndarray) -> np.ndarray:
         out[tuple(low)] = np.maximum(out[tuple(low)], step); out[tuple(high)] = np.maximum(out[tuple(high)], step)
     return out
 
-# %% ../../nbs/20_data/17_render.ipynb #0c2e6b44
+# %% ../../nbs/20_data/17_render.ipynb #24811f14
 def _near_sun(sun:np.ndarray, size:float, k:int) -> np.ndarray:
     "The direction of a point on the sun's disc, one of four."
     side, (a, b) = np.cross(sun, [.3, .5, .81]), ((-.7, -.2), (.2, -.7), (.7, .2), (-.2, .7))[k]
@@ -203,30 +206,47 @@ def _near_sun(sun:np.ndarray, size:float, k:int) -> np.ndarray:
     return (out/np.linalg.norm(out)).astype(np.float32)
 
 FINE = ((.375, .125), (.875, .375), (.625, .875), (.125, .625))     # where in a pixel the four rays more go: no two in a row or a column
-FAINT = .02      # of full scale: a contrast that needs no finer rays
+FAINT = dict(edge=.02, person=.06, pattern=.12)      # of full scale: contrasts from which finer rays are worth it; most patterns are as soft as a pixel by themselves
 CREASE = .02     # share of the distance by which a surface may bend between pixels
 
-def _edges(hits:Hits, seen:Surface, open_:np.ndarray, size) -> np.ndarray:
-    "(H,W) bool: people and what is next to them, edges of things, edges of people's shadows; patterns of things are as soft as a pixel by themselves."
-    H, W = size
-    near, lit = np.zeros(H*W, np.float32), np.ones(H*W, bool)      # nearness is even in a picture of a plane
-    near[hits.missed], lit[hits.missed] = 1/np.maximum(seen.distance, 1e-3), open_
-    near, lit, out = near.reshape(size), lit.reshape(size), hits.met.reshape(size).copy()
-    for axis in (0, 1):
-        a, b, c = (near[tuple(slice(k, k - 2 or None) if d == axis else slice(None) for d in (0, 1))] for k in (0, 1, 2))
-        bent = np.abs(a + c - 2*b) > CREASE*np.minimum(np.minimum(a, b), c) + 1e-6
-        inner = tuple(slice(1, -1) if d == axis else slice(None) for d in (0, 1))
-        out[inner] |= bent
-        for low, high in ((slice(None, -1), slice(1, None)), (slice(1, None), slice(None, -1))):
-            one, other = (tuple(k if d == axis else slice(None) for d in (0, 1)) for k in (low, high))
-            out[one] |= lit[one] != lit[other]
+def _bent(x:np.ndarray) -> np.ndarray:
+    "(H,W) bool: where nearness (1/m, even in a picture of a plane) bends."
+    out = np.zeros(x.shape, bool)
+    for out_, x_ in ((out, x), (out.T, x.T)): out_[1:-1] |= np.abs(x_[:-2] + x_[2:] - 2*x_[1:-1]) > CREASE*np.minimum(np.minimum(x_[:-2], x_[2:]), x_[1:-1]) + 1e-6
     return out
 
-def _finer(image:np.ndarray, edges:np.ndarray, share:float) -> np.ndarray:
+def _borders(x:np.ndarray) -> np.ndarray:
+    "(H,W) bool: where a map differs from a neighbour."
+    out = np.zeros(x.shape, bool)
+    for out_, x_ in ((out, x), (out.T, x.T)):
+        step = x_[1:] != x_[:-1]
+        out_[1:] |= step; out_[:-1] |= step
+    return out
+
+def _finer(image:np.ndarray, hits:Hits, seen:Surface, open_:np.ndarray, share:float) -> np.ndarray:
     "Numbers of the pixels that get more rays, in the picture's order: the backdrop tries neighbours together."
-    rank = np.where(edges, _contrast(image), 0).ravel()
-    most = int(share*len(rank))
-    return np.flatnonzero(rank > max(FAINT, np.partition(rank, -most - 1)[-most - 1])) if most else np.zeros(0, int)
+    size, most = image.shape[:2], int(share*image[..., 0].size)
+    near, lit = np.zeros(len(hits.met), np.float32), np.ones(len(hits.met), np.int8)
+    near[hits.missed], lit[hits.missed], lit[hits.met] = 1/np.maximum(seen.distance, 1e-3), open_, 2
+    edge = _bent(near.reshape(size)) | _borders(lit.reshape(size))
+    least = np.where(edge, FAINT["edge"], np.where(hits.met.reshape(size), FAINT["person"], FAINT["pattern"]))
+    contrast = _contrast(image)
+    rank = np.where(contrast > least, contrast, 0).ravel()
+    return np.flatnonzero(rank > np.partition(rank, -most - 1)[-most - 1]) if most else np.zeros(0, int)
+
+# %% ../../nbs/20_data/17_render.ipynb #109c49a5
+def _refined(image:np.ndarray, fine:np.ndarray, hits:Hits, open_:np.ndarray, again) -> None:
+    "Average more rays into the pixels `fine`: four where people or the edges of their shadows are, two and the one in the middle elsewhere. `again(pixels, k)` is the colour of ray k of pixels."
+    what, size = np.zeros(len(hits.met), np.int8), image.shape[:2]
+    what[hits.missed] = 1 + open_
+    close = _borders(what.reshape(size)).ravel()[fine] | hits.met[fine]
+    flat, fours, twos = image.reshape(-1, 3), fine[close], fine[~close]
+    pixels, ray = np.concatenate([np.repeat(fours, 4), np.repeat(twos, 2)]), np.concatenate([np.tile(np.arange(4), len(fours)), np.tile([0, 2], len(twos))])
+    order = np.argsort(pixels, kind="stable")
+    colour = np.empty((len(pixels), 3), np.float32)
+    colour[order] = again(pixels[order], ray[order])
+    first, rest = np.split(colour, [4*len(fours)])
+    flat[fours], flat[twos] = first.reshape(-1, 4, 3).mean(1), (flat[twos] + rest.reshape(-1, 2, 3).sum(1))/3
 
 def render(people:list[Person], camera:Camera, backdrop:Backdrop, rng:np.random.Generator, settings:Settings=Settings()) -> Picture:
     "People before a backdrop through a camera. The same arguments and generator give the same bytes. Raises `RenderError`."
@@ -237,12 +257,10 @@ def render(people:list[Person], camera:Camera, backdrop:Backdrop, rng:np.random.
     clear, suns = clearness(hits, seen, (H, W), settings.sky_rays), np.broadcast_to(sun, (H*W, 3))
     open_ = sunlit(hits, seen, suns)
     image = exposure.develop(radiance(hits, seen, light, suns, clear, pixel, open_)).reshape(H, W, 3)
-    fine = _finer(image, _edges(hits, seen, open_, (H, W)), settings.refine)
-    if len(fine):
-        (dx, dy), all_ = np.array(FINE).T, np.repeat(fine, len(FINE))
-        suns = np.tile([_near_sun(sun, light.softness, k) for k in range(len(FINE))], (len(fine), 1))
-        more = meet(scene, backdrop, camera, x[all_] + np.tile(dx, len(fine)), y[all_] + np.tile(dy, len(fine)))
-        image.reshape(-1, 3)[fine] = exposure.develop(radiance(*more, light, suns, clear[all_], pixel)).reshape(-1, len(FINE), 3).mean(1)
+    fine = _finer(image, hits, seen, open_, settings.refine)
+    (dx, dy), discs = np.array(FINE).T, np.array([_near_sun(sun, light.softness, k) for k in range(len(FINE))])
+    def again(at, k): return exposure.develop(radiance(*meet(scene, backdrop, camera, x[at] + dx[k], y[at] + dy[k]), light, discs[k], clear[at], pixel))
+    if len(fine): _refined(image, fine, hits, open_, again)
     if settings.noise: image = image + np.float32(settings.noise)*rng.standard_normal(image.shape, np.float32)*(.5 + .7*np.sqrt(np.maximum(image, 0)))
     return Picture((np.clip(image, 0, 1)*255 + .5).astype(np.uint8), *_labels(hits, seen, camera, (H, W)))
 
