@@ -18,7 +18,8 @@ MM = re.compile(r"untouched: MPJPE Martinez \d+ mm, everyone is flat \d+ mm")
 def lines(place, who):
     "Coordinates of the recorded pose or of the answers, all scenes."
     shown = plots(place)
-    return [(t["x"], t["y"], t["z"]) for t in shown[0] if t.get("legendgroup") == who] if shown else None
+    known = lambda values: [v if v == v else None for v in values]      # a lifted pen is NaN, which equals nothing
+    return [tuple(known(t[axis]) for axis in "xyz") for t in shown[0] if t.get("legendgroup") == who] if shown else None
 
 
 def middle(joint):
