@@ -382,7 +382,7 @@ def _path(P:dict, g:Ground) -> np.ndarray:
     out[:, 2] = g.floor + g.own + g.scale * (hips[:, 2] - g.ankle)
     return out
 
-# %% ../../nbs/20_data/07b_retarget.ipynb #7c72e60c
+# %% ../../nbs/20_data/07b_retarget.ipynb #7fb4f61c
 def _pose(fit:Fit, source:Source, hips:np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     "Joints (T,J,3) and local rotations (T,J,4), float32, of the rig whose middle of the hips is at `hips` (T,3)."
     rig, s, T = fit.rig, fit.rig.skeleton, len(hips)
@@ -400,7 +400,8 @@ def _pose(fit:Fit, source:Source, hips:np.ndarray) -> tuple[torch.Tensor, torch.
     q, offsets = torch.nn.functional.normalize(q, dim=-1).float().contiguous(), torch.from_numpy(rig.offsets).float()
     joints = forward_kinematics(s, offsets, q, torch.zeros(T, 3))
     middle = (joints[:, rig.at["left_hip"]] + joints[:, rig.at["right_hip"]]) / 2
-    return joints + (torch.from_numpy(hips) - middle).float()[:, None], q
+    root = (torch.from_numpy(hips) - middle).float() + joints[:, s.root]
+    return forward_kinematics(s, offsets, q, root), q
 
 # %% ../../nbs/20_data/07b_retarget.ipynb #f19d4d76
 def _lock(fit:Fit, source:Source, hips:np.ndarray, stands:np.ndarray) -> None:
