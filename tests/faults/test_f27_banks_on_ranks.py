@@ -1,9 +1,9 @@
 "F27, the part of banks and centres: two gloo processes with batches of different lengths hold what one process holds after the joined batch."
-import os, socket
+import os
 
 import pytest, torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from two_ranks import on_two_ranks
 
 from hclab.train.losses.contrastive import info_nce
 from hclab.train.losses.distillation import DinoLoss
@@ -53,11 +53,7 @@ def gather_nan(rank): FeatureQueue(3, 2, torch.Generator().manual_seed(0)).push(
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
-    mp.start_processes(work, (port, folder), nprocs=2, start_method="spawn")
-    return [torch.load(folder/f"{r}.pt", weights_only=True) for r in (0, 1)]
+def ranks(tmp_path_factory): return on_two_ranks(work, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", ["queue", "cursor", "bank", "centre"])

@@ -1,9 +1,7 @@
 "F27, the part of losses that compare samples: two gloo processes, with batches of equal and of different lengths, have the loss and the gradient of one process with the joined batch."
-import socket
-
 import pytest, torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from two_ranks import on_two_ranks
 
 from hclab.train.losses.contrastive import bank_info_nce, cross_modal_info_nce, info_nce, nt_xent, symmetric_info_nce, unit_rows
 from hclab.train.ranks import gather_rows, own_place
@@ -127,11 +125,7 @@ def work(rank, port, folder):
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
-    mp.start_processes(work, (port, folder), nprocs=2, start_method="spawn")
-    return [torch.load(folder/f"{r}.pt", weights_only=True) for r in (0, 1)]
+def ranks(tmp_path_factory): return on_two_ranks(work, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("cut", CUTS)

@@ -3,7 +3,7 @@ import tracemalloc
 
 import pytest
 import torch
-from drawing import drawn, kinect
+from drawing import drawn, kinect, skeleton_text as text
 from hypothesis import given, settings, strategies as st
 
 from hclab.core.sample import collate, validate
@@ -11,18 +11,6 @@ from hclab.data.motion import ClipError
 from hclab.data.readers.ntu import ACTIONS, MUTUAL, NTUError, PROTOCOLS, main_bodies, parse_name, read_missing, read_skeleton, split_of, to_clip, to_sample, write_skeleton
 
 NAME = "S001C002P003R002A013.skeleton"
-
-
-def text(bodies, frames):
-    "A file: `bodies` is a list of (id, first frame, (T,25,3) in the Kinect's axes, (T,25) states)."
-    rows = [str(frames)]
-    for f in range(frames):
-        here = [(i, xyz[f - first], s[f - first]) for i, first, xyz, s in bodies if first <= f < first + len(xyz)]
-        rows.append(str(len(here)))
-        for i, xyz, s in here:
-            rows += [f"{i} 0 1 0 1 0 0 0.0123 -0.4 2", "25"]
-            rows += [f"{x:.7g} {y:.7g} {z:.7g} 277.4 191.8 1036.2 519.1 -0.2 0.03 0.98 -0.05 {int(t)}" for (x, y, z), t in zip(xyz.tolist(), s.tolist())]
-    return "\n".join(rows) + "\n"
 
 
 def two(n): return torch.full((n, 25), 2)

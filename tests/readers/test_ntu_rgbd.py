@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from drawing import drawn, kinect
+from drawing import drawn, kinect, skeleton_text
 from PIL import Image
 
 from hclab.core.sample import validate
@@ -21,16 +21,8 @@ def colour_place(xyz): return 960 + 1060 * (xyz[..., 0] + BESIDE) / xyz[..., 2],
 
 
 def text(bodies, frames):
-    "A .skeleton file; `bodies`: (id, first frame, (T,25,3) in the Kinect's axes: x to its left, y up; (T,25) states). Both pictures grow to the left, as the sensor's do."
-    rows = [str(frames)]
-    for f in range(frames):
-        here = [(i, xyz[f - first], s[f - first]) for i, first, xyz, s in bodies if first <= f < first + len(xyz)]
-        rows.append(str(len(here)))
-        for i, xyz, s in here:
-            rows += [f"{i} 0 1 0 1 0 0 0.0123 -0.4 2", "25"]
-            (du, dv), (cu, cv) = depth_place(xyz), colour_place(xyz)
-            rows += [f"{x:.7g} {y:.7g} {z:.7g} {a:.7g} {b:.7g} {c:.7g} {d:.7g} -0.2 0.03 0.98 -0.05 {int(t)}" for (x, y, z), a, b, c, d, t in zip(xyz.tolist(), du.tolist(), dv.tolist(), cu.tolist(), cv.tolist(), s.tolist())]
-    return "\n".join(rows) + "\n"
+    "A .skeleton file of people with the Kinect's x to its left, y up; both pictures grow to the left, as the sensor's do."
+    return skeleton_text(bodies, frames, lambda xyz: (*depth_place(xyz), *colour_place(xyz)))
 
 
 def two(n): return torch.full((n, 25), 2)
