@@ -11,8 +11,8 @@ __all__ = ['MAX_JSON', 'MAX_DEPTH', 'MAX_HEADER', 'MAX_DIMENSIONS', 'MAX_PRODUCT
            'Snapshot', 'damage', 'list_snapshots', 'save_snapshot', 'newest_valid', 'prune_snapshots', 'FolderLocked',
            'file_lock']
 
-# %% ../../nbs/00_core/02_io.ipynb #cc509a07
-import errno, hashlib, json, math, os, re, shutil, socket, time, warnings
+# %% ../../nbs/00_core/02_io.ipynb #3ada7680
+import errno, hashlib, json, math, os, re, shutil, socket, threading, time, warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -221,7 +221,7 @@ def _plain(name:str, tensor, path) -> "Tensor":
                               f"{', '.join(_TYPES.values())} in at most {MAX_DIMENSIONS} dimensions can be kept")
     return tensor.detach().resolve_neg().contiguous()
 
-# %% ../../nbs/00_core/02_io.ipynb #f34348a1
+# %% ../../nbs/00_core/02_io.ipynb #996e7221
 PIECE = 8 * 2**20  # bytes handed to the disk and to the digest at a time
 _NAMES = {name: code for code, name in _TYPES.items()}
 
@@ -245,6 +245,15 @@ def _pieces(tensors:dict, header:bytes):
 
 class _OnDisk(str): "SHA-256 of a file whose bytes were forced to the disk."
 
+_turn = threading.Lock()  # held by the file whose bytes go out now
+
+def _new_turn():
+    "Runs in every forked child: the thread that held the lock stayed with the parent."
+    global _turn
+    _turn = threading.Lock()
+
+if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_new_turn)
+
 def _stream_tensors(path:Path, tensors:dict, text:dict|None, needed:int) -> str:
     "Write the file, force it to the disk and compute its SHA-256, which is returned, at the same time."
     order = list(_TYPES.values())  # the library's: wide numbers first, so that each starts where it is aligned
@@ -252,10 +261,12 @@ def _stream_tensors(path:Path, tensors:dict, text:dict|None, needed:int) -> str:
     digest, header = hashlib.sha256(), _header(tensors, text, path)
     with ThreadPoolExecutor(1) as pool, atomic_file(path, needed, synced=True) as f:
         jobs = []
-        for piece in _pieces(tensors, header):
-            jobs.append(pool.submit(digest.update, piece))
-            f.write(piece)
-        f.flush(); os.fsync(f.fileno())  # here, while the last pieces are still being digested
+        with _turn:
+            for piece in _pieces(tensors, header):
+                jobs.append(pool.submit(digest.update, piece))
+                f.write(piece)
+            f.flush()
+        os.fsync(f.fileno())  # here, while the last pieces are still being digested and another file has its turn
         for job in jobs: job.result()
     return _OnDisk(digest.hexdigest())
 
@@ -510,7 +521,7 @@ def _write_files(temp:Path, target:Path, writers, order:int) -> Manifest:
         sync_folder(temp)
     return manifest
 
-# %% ../../nbs/00_core/02_io.ipynb #9ecc63aa
+# %% ../../nbs/00_core/02_io.ipynb #6a03ceb9
 def newest_valid(root) -> Snapshot|None:
     "The newest sound snapshot under `root`; None where none was ever saved. Raises `SnapshotError` if all are damaged; warns of what it skipped."
     skipped, found = [], None
@@ -536,6 +547,7 @@ def prune_snapshots(root, keep:int=3,    # how many of the newest stay
     for folder in doomed:
         grave = temp_path(Path(root))
         os.replace(folder, grave)  # a kill while files are deleted must not leave half a snapshot under a real name
+        with ThreadPoolExecutor(2) as pool: list(pool.map(remove_temp, [*grave.iterdir()]))  # large files take their time
         remove_temp(grave)
     return [folder.name for folder in doomed]
 

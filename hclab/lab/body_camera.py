@@ -362,7 +362,7 @@ def _controls(w, s:Shot) -> dict:
         out[name] = (w.IntSlider if whole else w.FloatSlider)(value_of(s, name), min=low, max=high, step=step, description=WORDS.get(name, name.split(".")[-1]), layout=wide, style=words, **({} if whole else dict(readout_format=".2f")))
     return out
 
-# %% ../../nbs/80_lab/10d_body_camera.ipynb #6386871a
+# %% ../../nbs/80_lab/10d_body_camera.ipynb #055b55ce
 RESTS = .35     # seconds without a change after which the careful picture is made
 
 class BodyCamera:
@@ -375,7 +375,7 @@ class BodyCamera:
         self.desk, self.shot, self.folder, self._busy, self._timer = BodyCameraDesk(), shot or shot_of(7), Path(folder), False, None
         self.c = _controls(w, self.shot)
         self.images = {panel: w.Image(format="svg+xml", layout=w.Layout(width="100%", min_width="0", margin="0")) for panel in PANELS}
-        self.says, self.table = w.HTML(layout=w.Layout(min_height="30px")), w.HTML()
+        self.says, self.kept, self.table = w.HTML(layout=w.Layout(min_height="30px")), w.HTML(), w.HTML()
         self.groups = w.ToggleButtons(options=[g for g in GROUPS if g != "Camera"], value="Person", style={"button_width": "70px"}, layout=w.Layout(margin="6px 0 2px 0"), tooltips=["who it is", "what they wear", "what they do", "where, and when"])
         self.play = w.Play(value=self.shot.frame, min=0, max=FRAMES - 1, step=3, interval=500, repeat=True, show_repeat=False, layout=w.Layout(width="110px"))
         self.buttons = {name: w.Button(description=name, layout=w.Layout(width="149px")) for name in ("another person", "save")}
@@ -389,7 +389,7 @@ class BodyCamera:
         head = lambda text: w.HTML(f"<b>{text}</b>", layout=w.Layout(margin="0 0 0 2px"))
         self.boxes = {group: w.VBox([*(self.c[n] for n in names), *([self.play] if group == "Motion" else [])]) for group, names in GROUPS.items()}
         b = self.buttons
-        left = w.VBox([head("Camera"), self.boxes["Camera"], self.groups, *(self.boxes[g] for g in GROUPS if g != "Camera"), w.HBox([b["another person"], self.numbers]), w.HBox([self.name, b["save"]])], layout=w.Layout(flex="0 0 auto", width="312px"))
+        left = w.VBox([head("Camera"), self.boxes["Camera"], self.groups, *(self.boxes[g] for g in GROUPS if g != "Camera"), w.HBox([b["another person"], self.numbers]), w.HBox([self.name, b["save"]]), self.kept], layout=w.Layout(flex="0 0 auto", width="312px"))
         panels = w.GridBox(list(self.images.values()), layout=w.Layout(grid_template_columns="repeat(3, minmax(0, 1fr))", grid_gap="6px 8px", width="100%", max_width="920px"))
         return w.VBox([self.says, w.HBox([left, w.VBox([panels, self.table], layout=w.Layout(flex="1 1 auto", min_width="0", margin="0 0 0 8px"))])])
 
@@ -400,20 +400,20 @@ class BodyCamera:
         self.groups.observe(lambda change: self._open(), "value")
         self.numbers.observe(lambda change: self._show_numbers(), "value")
         self.buttons["another person"].on_click(lambda _: self._try(self._another))
-        self.buttons["save"].on_click(lambda _: self._try(self._save))
+        self.buttons["save"].on_click(lambda _: self._try(self._save, says=self.kept))
         self._open()
 
     def _open(self):
         "Show the controls of the chosen group."
         for group, box in self.boxes.items(): box.layout.display = None if group in ("Camera", self.groups.value) else "none"
 
-# %% ../../nbs/80_lab/10d_body_camera.ipynb #00e48380
-def _try(self, act, **kwargs):
-    "Do what the hand asked for, or say why not."
+# %% ../../nbs/80_lab/10d_body_camera.ipynb #87b8a18b
+def _try(self, act, says=None, **kwargs):
+    "Do what the hand asked for, or say why not: above the pictures, or where `says` is."
     from html import escape
     if self._busy: return
     try: act(**kwargs)
-    except (ValueError, OSError) as e: self.says.value = f'<span role="alert" style="color:#fff;background:{BAD};padding:2px 8px;border-radius:4px"><b>{escape(str(e))}</b></span>'
+    except (ValueError, OSError) as e: (says or self.says).value = f'<span role="alert" style="color:#fff;background:{BAD};padding:2px 8px;border-radius:4px"><b>{escape(str(e))}</b></span>'
 
 def _put(self, s:Shot):
     "Bring all controls to a shot."
@@ -441,7 +441,7 @@ def _another(self):
 
 for _f in (_try, _put, _change, _another): setattr(BodyCamera, _f.__name__, _f)
 
-# %% ../../nbs/80_lab/10d_body_camera.ipynb #4c55133f
+# %% ../../nbs/80_lab/10d_body_camera.ipynb #8cb10806
 def _draw(self, s:Shot, quick:bool):
     "Make a picture and show it; the shot counts from then on."
     import time
@@ -477,7 +477,7 @@ def _save(self):
     name = self.name.value.strip()
     if not name or Path(name).name != name: raise ShotError(f"give a file name without folders, such as mine.npz; got {name!r}")
     path = save_sample(self.desk.sample(self.shot), self.folder/name)
-    self.says.value = f"<b>saved: {path.name}, {path.stat().st_size/1e3:.0f} kB</b>"
+    self.kept.value = f"<b>saved: {path.name}, {path.stat().st_size/1e3:.0f} kB</b>"
 
 for _f in (_draw, _show_numbers, _later, rest, _save): setattr(BodyCamera, _f.__name__, _f)
 

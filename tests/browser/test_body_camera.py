@@ -94,5 +94,5 @@ def test_play_keyboard_files_and_mistakes(lab, page):
     wait_for_text(app.locator("[role=alert]"), "without folders")
     name.fill("mine.npz")
     app.get_by_role("button", name="save", exact=True).click()
-    wait_for_text(says, "saved: mine.npz")
+    wait_for_text(app.locator(".widget-html-content").filter(has_text="saved:"), "saved: mine.npz")
     assert (lab.root/"mine.npz").stat().st_size > 50_000
