@@ -221,7 +221,7 @@ def _plain(name:str, tensor, path) -> "Tensor":
                               f"{', '.join(_TYPES.values())} in at most {MAX_DIMENSIONS} dimensions can be kept")
     return tensor.detach().resolve_neg().contiguous()
 
-# %% ../../nbs/00_core/02_io.ipynb #996e7221
+# %% ../../nbs/00_core/02_io.ipynb #1ecca720
 PIECE = 8 * 2**20  # bytes handed to the disk and to the digest at a time
 _NAMES = {name: code for code, name in _TYPES.items()}
 
@@ -254,6 +254,7 @@ def _new_turn():
 
 if hasattr(os, "register_at_fork"): os.register_at_fork(after_in_child=_new_turn)
 
+# %% ../../nbs/00_core/02_io.ipynb #c3998dcf
 def _stream_tensors(path:Path, tensors:dict, text:dict|None, needed:int) -> str:
     "Write the file, force it to the disk and compute its SHA-256, which is returned, at the same time."
     order = list(_TYPES.values())  # the library's: wide numbers first, so that each starts where it is aligned
