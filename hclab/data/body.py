@@ -98,7 +98,7 @@ def triangles(quads:Tensor) -> Tensor:
     halves = torch.stack([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]], 1)
     return halves[torch.stack([torch.ones(len(quads), dtype=torch.bool), quads[:, 3] != quads[:, 0]], 1)]
 
-# %% ../../nbs/20_data/10_body.ipynb #617ce97e
+# %% ../../nbs/20_data/10_body.ipynb #30163251
 @dataclass(frozen=True)
 class Posed:
     "People after skinning, metres, world frame (z up)."
@@ -107,7 +107,11 @@ class Posed:
     turns: Tensor        # (N,B,3,3) world turns of bones from the rest pose
     rest: Tensor         # (N,V,3) vertices before the turns
     anchors: Tensor      # (N,A,3) posed points from which joints follow
-    blend: tuple         # of N (V,3,3): how each vertex's surroundings are turned (a mixture of turns, not quite one)
+    weights: tuple       # sparse (V,B) and its transpose: how much vertices follow bones
+
+    def blend(self, k:int) -> Tensor:
+        "(V,3,3) how the surroundings of each vertex of person `k` are turned: a mixture of turns, not quite one."
+        return _Follow.apply(self.turns[k].flatten(1), *self.weights).view(-1, 3, 3)
 
 # %% ../../nbs/20_data/10_body.ipynb #6dd23b2e
 class _Follow(torch.autograd.Function):
@@ -148,7 +152,7 @@ def _moved(motion:Tensor, rest:Tensor) -> Tensor:
     "Places (V,3) of vertices at rest (V,3) under motions (V,3,4)."
     return torch.addcmul(torch.addcmul(torch.addcmul(motion[..., 3], motion[..., 0], rest[:, :1]), motion[..., 1], rest[:, 1:2]), motion[..., 2], rest[:, 2:])
 
-# %% ../../nbs/20_data/10_body.ipynb #624f19d0
+# %% ../../nbs/20_data/10_body.ipynb #7d4eb49d
 class Body(nn.Module):
     "Shape and pose to vertices and joints; differentiable in both."
     def __init__(self, path:Path|str=ASSET):
@@ -184,10 +188,9 @@ class Body(nn.Module):
         turns, joints = frames[..., :3], frames[..., 3]
         motion = torch.cat([turns, frames[..., 3:] - turns @ heads[..., None]], -1)      # (N,B,3,4): x -> turn x + shift
         weights = self.sparse_weights()
-        follow = [_Follow.apply(m, *weights).view(-1, 3, 4) for m in motion.flatten(2)]  # one person after the other: so much stays in the processor's cache
+        follow = lambda n: _moved(_Follow.apply(motion[n].flatten(1), *weights).view(-1, 3, 4), rest[n if len(rest) > 1 else 0])     # one person after the other stays in the processor's cache
         own = motion[:, self.anchor_bone]
-        return Posed(torch.stack([_moved(m, rest[n if len(rest) > 1 else 0]) for n, m in enumerate(follow)]), joints, turns, rest,
-                     (own[..., :3] @ anchors[..., None])[..., 0] + own[..., 3], tuple(m[..., :3] for m in follow))
+        return Posed(torch.stack([follow(n) for n in range(len(motion))]), joints, turns, rest, (own[..., :3] @ anchors[..., None])[..., 0] + own[..., 3], weights)
 
     def sparse_weights(self) -> tuple[Tensor, Tensor]:
         "`weights` and their transpose as sparse rows, made once for the device where the layer is."

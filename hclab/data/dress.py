@@ -120,11 +120,11 @@ class Person:
         columns = np.ascontiguousarray(self.vertices.T)
         return columns.min(1), columns.max(1)
 
-# %% ../../nbs/20_data/16_dress.ipynb #b9baf899
+# %% ../../nbs/20_data/16_dress.ipynb #00e7ccff
 def dress(layer:Body, look:Look, shape:Shape, posed:Posed, k:int=0) -> Person:
     "Person `k` of posed people in their clothes, lifted by their soles."
     fit, up = outfit(look), np.array([0, 0, SOLE], np.float32)
-    around = np.concatenate([posed.vertices[k].numpy(), posed.blend[k].reshape(-1, 9).numpy()], 1)      # where the body is, and how it is turned there
+    around = np.concatenate([posed.vertices[k].numpy(), posed.blend(k).reshape(-1, 9).numpy()], 1)      # where the body is, and how it is turned there
     moved = fit.follow @ around
     vertices = moved[:, :3] + (moved[:, 3:].reshape(-1, 3, 3) @ fit.off[..., None])[..., 0] + up
     a, b, c = (vertices[fit.triangles[:, j]] for j in range(3))
