@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Neutral', 'neutral', 'Piece', 'piece_of', 'with_edge_points', 'tidy', 'cut', 'refined', 'mesh_normals', 'put_on']
 
-# %% ../../nbs/20_data/11_pieces.ipynb #3a9a63a0
+# %% ../../nbs/20_data/11_pieces.ipynb #3c6a7042
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,6 +15,8 @@ import torch
 
 from .body import Posed, Shape, body, triangles
 from .figure import cross
+
+os.environ.setdefault("OPEN3D_DISABLE_WEB_VISUALIZER", "true")     # before Open3D is first imported: it writes three lines into a notebook otherwise
 
 # %% ../../nbs/20_data/11_pieces.ipynb #e17e32a0
 @dataclass(frozen=True)
