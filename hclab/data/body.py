@@ -113,7 +113,7 @@ class Posed:
         "(V,3,3) how the surroundings of each vertex of person `k` are turned: a mixture of turns, not quite one."
         return _Follow.apply(self.turns[k].flatten(1), *self.weights).view(-1, 3, 3)
 
-# %% ../../nbs/20_data/10_body.ipynb #6dd23b2e
+# %% ../../nbs/20_data/10_body.ipynb #7fd621dc
 class _Follow(torch.autograd.Function):
     "A sparse matrix of weights (V,B) times what bones do (B,D); its transpose carries gradients back."
     @staticmethod
@@ -133,11 +133,14 @@ def _levels(parents:tuple, device) -> tuple[list, Tensor]:
     index = lambda x: torch.tensor(x, device=device)
     return [(index(bones), index([above.index(parents[b]) for b in bones])) for above, bones in zip(levels, levels[1:])], index(sum(levels, [])).argsort()
 
-def _sparse(weights:Tensor) -> tuple[Tensor, Tensor]:
-    "Weights (V,B) and their transpose as sparse rows: most vertices follow few bones."
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)     # torch: sparse rows are new
-        return weights.to_sparse_csr(), weights.T.contiguous().to_sparse_csr()
+def _sparse(layer:"Body") -> tuple[Tensor, Tensor]:
+    "Weights (V,B) and their transpose as sparse rows, for most vertices follow few bones; made once for the device where the layer is."
+    w = layer.weights
+    if layer._sparse is None or layer._sparse[0].device != w.device:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)     # torch: sparse rows are new
+            layer._sparse = w.to_sparse_csr(), w.T.contiguous().to_sparse_csr()
+    return layer._sparse
 
 def _chain(mesh:Mesh, heads:Tensor, rotations:Tensor, place:Tensor|None) -> Tensor:
     "Where each bone's frame goes (N,B,3,4), turn and head, level after level of the tree."
@@ -152,7 +155,7 @@ def _moved(motion:Tensor, rest:Tensor) -> Tensor:
     "Places (V,3) of vertices at rest (V,3) under motions (V,3,4)."
     return torch.addcmul(torch.addcmul(torch.addcmul(motion[..., 3], motion[..., 0], rest[:, :1]), motion[..., 1], rest[:, 1:2]), motion[..., 2], rest[:, 2:])
 
-# %% ../../nbs/20_data/10_body.ipynb #7d4eb49d
+# %% ../../nbs/20_data/10_body.ipynb #3cb04ef8
 class Body(nn.Module):
     "Shape and pose to vertices and joints; differentiable in both."
     def __init__(self, path:Path|str=ASSET):
@@ -187,15 +190,10 @@ class Body(nn.Module):
         frames = _chain(self.mesh, heads.expand(len(rotations), -1, -1), rotations, place)
         turns, joints = frames[..., :3], frames[..., 3]
         motion = torch.cat([turns, frames[..., 3:] - turns @ heads[..., None]], -1)      # (N,B,3,4): x -> turn x + shift
-        weights = self.sparse_weights()
+        weights = _sparse(self)
         follow = lambda n: _moved(_Follow.apply(motion[n].flatten(1), *weights).view(-1, 3, 4), rest[n if len(rest) > 1 else 0])     # one person after the other stays in the processor's cache
         own = motion[:, self.anchor_bone]
         return Posed(torch.stack([follow(n) for n in range(len(motion))]), joints, turns, rest, (own[..., :3] @ anchors[..., None])[..., 0] + own[..., 3], weights)
-
-    def sparse_weights(self) -> tuple[Tensor, Tensor]:
-        "`weights` and their transpose as sparse rows, made once for the device where the layer is."
-        if self._sparse is None or self._sparse[0].device != self.weights.device: self._sparse = _sparse(self.weights)
-        return self._sparse
 
     def own_joints(self, posed:Posed) -> Tensor: return (posed.anchors[:, self.joint_anchor]*self.joint_mass[..., None]).sum(2)   # (N,K,3), those of `mesh.joints`
 

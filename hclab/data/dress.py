@@ -20,7 +20,7 @@ from .looks import LAYERS, Look
 from .pieces import Piece, piece_of
 from .wardrobe import bare, garment, sewn
 
-# %% ../../nbs/20_data/16_dress.ipynb #120dd2d8
+# %% ../../nbs/20_data/16_dress.ipynb #e38ecd66
 HAIR_SEEDS = 6   # hairlines and lumps that are kept ready; a person's seed picks one
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Outfit:
     off: np.ndarray         # (P,3) metres further, turned with the body
     corners: csr_array      # (P,T): which triangles each vertex is a corner of
 
+# %% ../../nbs/20_data/16_dress.ipynb #f0d7a022
 @dataclass(frozen=True, eq=False)
 class _Part:
     "A piece with what outfits need of it, worked out once for all who wear it."
@@ -50,7 +51,7 @@ class _Part:
         follow = csr_array((p.share.astype(np.float32).ravel(), p.ends.ravel(), np.arange(0, p.ends.size + 1, p.ends.shape[1])), (count, len(share)))
         return cls(p, p.neutral.astype(np.float32), p.between(share).astype(np.float32), follow, csr_array((np.ones(3*T, np.float32), (p.triangles.ravel(), np.repeat(np.arange(T), 3))), (count, T)))
 
-# %% ../../nbs/20_data/16_dress.ipynb #7744c305
+# %% ../../nbs/20_data/16_dress.ipynb #ddf944ae
 @lru_cache(maxsize=256)
 def _parts(kind:str, *names) -> tuple[_Part, ...]:
     "Parts by kind: bare skin beside garments, an eye, a garment, hair of a style and a seed."
@@ -73,6 +74,7 @@ def _together(parts:list) -> Outfit:
                   Chart(np.concatenate([p.places for p in own]), np.concatenate([p.regions for p in own])),
                   _stacked([p.follow for p in own], False), np.concatenate([p.piece.off for p in own]).astype(np.float32), _stacked([p.corners for p in own], True))
 
+# %% ../../nbs/20_data/16_dress.ipynb #b7747ad0
 @lru_cache(maxsize=64)
 def _clothed(top:str, bottom:str) -> Outfit:
     "All but the hair."

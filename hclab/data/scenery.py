@@ -57,7 +57,7 @@ def dot(a, b):
     "Scalar products (k,) of columns (3,k)."
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
-# %% ../../nbs/20_data/15c_scenery.ipynb #c5a82bdf
+# %% ../../nbs/20_data/15c_scenery.ipynb #92eed0d3
 @dataclass(eq=False)
 class Rays:
     "n rays from one origin."
@@ -83,9 +83,7 @@ class Rays:
         low, high = rows.min(2), rows.max(2)
         return (low + high) / 2, (high - low) / 2
 
-    def pick(self, index) -> "Rays":
-        "Some of the rays."
-        return Rays(self.origin, self.d.take(index, 1), self.length[index], self.unit.take(index, 1), self.angle)
+    def pick(self, index) -> "Rays": return Rays(self.origin, self.d.take(index, 1), self.length[index], self.unit.take(index, 1), self.angle)     # some of them
 
     def passing(self, centres, radii):
         "(k,m) bool: runs of rays of which some may pass within radii (k,) of centres (k,3)."
