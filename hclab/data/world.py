@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'SPLITS', 'FPS', 'SECONDS', 'APART', 'BEHIND', 'SETS', 'WorldConfig', 'Actor', 'act', 'places_of',
-           'place_camera', 'Scene', 'draw_scene', 'visibility', 'box_of', 'view_of', 'people_of', 'to_sample', 'World',
-           'draw_sample', 'ready_made']
+           'place_camera', 'Scene', 'draw_scene', 'hidden_of', 'visibility', 'box_of', 'view_of', 'people_of',
+           'to_sample', 'World', 'draw_sample', 'ready_made']
 
-# %% ../../nbs/20_data/22_world.ipynb #806aad9d
+# %% ../../nbs/20_data/22_world.ipynb #01f44cf6
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -17,7 +17,7 @@ import torch
 from ..core.config import Config, ConfigError, did_you_mean
 from ..core.geometry import Camera, look_at
 from ..core.skeleton import skeleton
-from .backdrops import draw_backdrop
+from .backdrops import Backdrop, draw_backdrop
 from .body import body, pose_from_clip
 from .depth_camera import DepthCamera, sense
 from .dress import Person, dress, joints_in
@@ -25,28 +25,42 @@ from .grammar import ACTIONS, generate
 from .identity import CLOTHES, VIEWS, Identity, attributes, caption, identity, judged
 from .light import STYLES
 from .looks import LAYERS, Look
+from .occlusion import hidden_shares, stand_before, with_things
 from .render import Picture, Settings, render
 
-# %% ../../nbs/20_data/22_world.ipynb #17342fd7
+# %% ../../nbs/20_data/22_world.ipynb #cef004a0
 PLACES = ("room", "street", "field")
 SPLITS = dict(train=(0, .7), val=(.7, .8), test=(.8, 1.0))    # shares of identities and of performers
 
 def _check_world(config) -> None:
     "Raise `ConfigError` for settings that cannot be drawn."
-    for name, known in (("places", (*PLACES, "photo")), ("styles", STYLES), ("actions", ACTIONS)):
+    for name, known in (("places", (*PLACES, "photo")), ("styles", STYLES), ("actions", tuple(ACTIONS))):
+        if not isinstance(getattr(config, name), (tuple, list)) or name != "actions" and not getattr(config, name): raise ConfigError(f"WorldConfig.{name}={getattr(config, name)!r}; give at least one of {', '.join(known)}, as ({known[0]!r},)")
         for given in getattr(config, name):
             if given not in known: raise ConfigError(f"WorldConfig.{name}: {given!r}; {did_you_mean(given, known)}")
     if config.split not in SPLITS: raise ConfigError(f"WorldConfig.split={config.split!r}; {did_you_mean(config.split, SPLITS)}")
-    for name in ("size", "people", "azimuth", "height", "scale", "focal"):
+    for name in ("size", "people", "azimuth", "height", "scale", "focal", "covered"):
         pair = getattr(config, name)
         if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(v, (int, float)) for v in pair)): raise ConfigError(f"WorldConfig.{name}={pair!r}; give two numbers")
     if not 1 <= config.people[0] <= config.people[1] <= 12: raise ConfigError(f"WorldConfig.people={config.people}; give the fewest and the most, from 1 to 12")
     if min(config.size) < 16 or max(config.size) > 4096: raise ConfigError(f"WorldConfig.size={config.size}; give (height, width) from 16 to 4096 pixels")
-    for name, low, high in (("height", .05, 20), ("scale", .02, 3), ("focal", .3, 20)):
+    for name, low, high in (("height", .05, 20), ("scale", .02, 3), ("focal", .3, 20), ("covered", 0, .95)):
         a, b = getattr(config, name)
         if not low <= a <= b <= high: raise ConfigError(f"WorldConfig.{name}={(a, b)}; give two numbers from {low} to {high}, the smaller first")
     skeleton(config.layout)
     _check_wear(config.wear)
+    _check_numbers(config)
+
+def _check_numbers(config) -> None:
+    "Raise `ConfigError` for chances, counts and angles that are none."
+    number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and np.isfinite(v)
+    for name, low, high in (("occlusion", 0, 1), ("missing", 0, 1), ("label_noise", 0, 1), ("noise", 0, 1), ("centred", 0, 2)):
+        if not number(value := getattr(config, name)) or not low <= value <= high: raise ConfigError(f"WorldConfig.{name}={value!r}; give a number from {low} to {high}")
+    for name, least in (("identities", 1), ("outfits", 1), ("performers", 1), ("seed", 0)):
+        if type(value := getattr(config, name)) is not int or value < least: raise ConfigError(f"WorldConfig.{name}={value!r}; give a whole number from {least}")
+    if not all(map(number, config.azimuth)) or config.azimuth[0] > config.azimuth[1]: raise ConfigError(f"WorldConfig.azimuth={config.azimuth}; give two angles in degrees, the smaller first")
+    for name in ("size", "people"):
+        if any(type(v) is not int for v in getattr(config, name)): raise ConfigError(f"WorldConfig.{name}={getattr(config, name)}; give two whole numbers")
 
 def _check_wear(wear) -> None:
     "Raise `ConfigError` for clothes that nobody can wear."
@@ -55,7 +69,7 @@ def _check_wear(wear) -> None:
         if pair[0] not in CLOTHES: raise ConfigError(f"WorldConfig.wear: {pair[0]!r}; {did_you_mean(pair[0], CLOTHES)}")
     Look(**dict(wear))
 
-# %% ../../nbs/20_data/22_world.ipynb #11b6bad4
+# %% ../../nbs/20_data/22_world.ipynb #ba9f5550
 @dataclass(frozen=True)
 class WorldConfig(Config):
     "A world. Raises `ConfigError` for what cannot be drawn."
@@ -78,6 +92,8 @@ class WorldConfig(Config):
     missing: float = 0.0            # chance that depth or image is missing (never both)
     noise: float = .008             # of the picture
     label_noise: float = 0.0        # chance that an annotated action or attribute is another
+    occlusion: float = 0.0          # share of the pictures in which a thing stands before the first person
+    covered: tuple = (.1, .6)       # of that person's pixels: fewest and most that the thing hides
     split: str = "train"            # one of SPLITS
     seed: int = 0
 
@@ -143,7 +159,7 @@ def places_of(rng:np.random.Generator, count:int) -> list[np.ndarray]:
         if min(np.linalg.norm(new - o) for o in out) > APART: out.append(new)
     return out
 
-# %% ../../nbs/20_data/22_world.ipynb #74939adf
+# %% ../../nbs/20_data/22_world.ipynb #4ed4bca4
 def place_camera(config:WorldConfig, rng:np.random.Generator, first:Actor) -> Camera:
     "A camera for a scene."
     H, W = config.size
@@ -166,6 +182,7 @@ class Scene:
     place: str
     style: str
     picture: Picture
+    things: tuple = ()    # boxes and balls that stand before the first person
 
 def draw_scene(config:WorldConfig, index:int) -> Scene:
     "Scene `index` of a world."
@@ -177,7 +194,19 @@ def draw_scene(config:WorldConfig, index:int) -> Scene:
         camera = place_camera(config, rng, actors[0])
         backdrop = draw_backdrop(rng, place, style, camera=camera.centre.numpy())
         if backdrop.clear(camera.centre.numpy()): break
-    return Scene(actors, camera, place, style, render([a.person for a in actors], camera, backdrop, rng, Settings(noise=config.noise)))
+    people = [a.person for a in actors]
+    if config.occlusion: backdrop = _hidden(config, index, people, camera, backdrop)
+    return Scene(actors, camera, place, style, render(people, camera, backdrop, rng, Settings(noise=config.noise)), backdrop.things)
+
+def _hidden(config:WorldConfig, index:int, people:list[Person], camera:Camera, backdrop:Backdrop) -> Backdrop:
+    "The backdrop with or without a thing before the first person: all else is as it would be without the knob."
+    rng = np.random.default_rng([config.seed, 13, list(SPLITS).index(config.split), index])
+    if rng.random() >= config.occlusion: return backdrop
+    return with_things(backdrop, stand_before(rng, backdrop.kind, people, camera, backdrop, rng.uniform(*config.covered)))
+
+def hidden_of(scene:Scene) -> np.ndarray:
+    "(N,) float32: of the pixels that each person alone would have in the picture, the share that somebody or something hides; 1 for who is outside."
+    return hidden_shares([a.person for a in scene.actors], scene.camera, scene.picture.instance_ids)
 
 # %% ../../nbs/20_data/22_world.ipynb #663ac123
 BEHIND = .12    # metres under the visible surface at which a joint still counts as visible: half a trunk
