@@ -15,6 +15,7 @@ from hclab.data.augment import mirror, warp
 from hclab.data.backdrops import draw_backdrop
 from hclab.data.body import body
 from hclab.data.dress import joints_in
+from hclab.data.grammar import ACTIONS
 from hclab.data.materials import colour, painted
 from hclab.data.occlusion import with_things
 from hclab.data.render import Settings, render
@@ -138,6 +139,24 @@ def test_settings_change_what_they_name():
     assert other["joints2d"].shape[1] == 17 and torch.equal(other["image"], base["image"])
     noisy = draw_sample(replace(SMALL, label_noise=.5), 2)
     assert not torch.equal(noisy["attributes"], base["attributes"]) and torch.equal(noisy["image"], base["image"])
+
+
+def test_annotated_actions_are_wrong_as_often_as_asked_and_nothing_else_is():
+    true = replace(SMALL, size=(16, 16), actions=("walk", "wave", "jump", "squat"))
+    asked, names = .3, list(ACTIONS)
+    pairs = [(draw_sample(replace(true, label_noise=asked), i), draw_sample(true, i)) for i in range(60)]
+    wrong = [(a["action"], b["action"]) for a, b in pairs if a["action"] != b["action"]]
+    assert abs(len(wrong) - 60*asked) < 3*(60*asked*(1 - asked))**.5, "a binomial's three standard deviations"
+    assert {names[a["action"]] for a, _ in pairs} <= set(true.actions) and len({a for a, _ in wrong}) > 1, "others of the same world"
+    for a, b in pairs:
+        assert a["caption"] == b["caption"] and names[b["action"]].replace("_", " ") in b["caption"]
+        assert all(torch.equal(a[k], b[k]) for k in ("image", "depth", "joints2d", "attribute_mask")) and a["identity"] == b["identity"]
+        validate(a)
+    assert [draw_sample(replace(true, label_noise=asked), i)["action"] for i in range(8)] == [a["action"] for a, _ in pairs[:8]]
+    always = replace(true, label_noise=1.0)
+    assert all(draw_sample(always, i)["action"] != draw_sample(true, i)["action"] for i in range(8))
+    alone = replace(always, actions=("walk",))
+    assert len({draw_sample(alone, i)["action"] for i in range(6)} - {names.index("walk")}) > 1, "one action has no other: any of the grammar"
 
 
 def test_a_missing_modality_is_a_missing_key():
@@ -272,10 +291,10 @@ def test_a_thing_is_nearer_than_what_it_hides_and_touches_nobody(hidden):
 
 def test_a_covered_joint_is_occluded_and_a_free_one_is_not_changed(hidden):
     hid = 0
-    for config, scene, s, _, plain in hidden:
+    for _, scene, s, _, plain in hidden:
         boxes = [t for t in scene.things if hasattr(t, "axes")]
         leafy = [t for t in scene.things if not hasattr(t, "axes")]
-        for n, actor in enumerate(scene.actors):
+        for n in range(len(scene.actors)):
             world = scene.camera.to_world(s["joints3d"][n].double()).numpy()
             covered, maybe = stopped_by(boxes, scene, world), stopped_by([replace(t, half=t.half*1.15) for t in leafy], scene, world)
             for j, (now, was) in enumerate(zip(s["visibility"][n].tolist(), plain["visibility"][n].tolist())):

@@ -28,7 +28,7 @@ from .looks import LAYERS, Look
 from .occlusion import hidden_shares, stand_before, with_things
 from .render import Picture, Settings, render
 
-# %% ../../nbs/20_data/22_world.ipynb #cef004a0
+# %% ../../nbs/20_data/22_world.ipynb #b2a49a2c
 PLACES = ("room", "street", "field")
 SPLITS = dict(train=(0, .7), val=(.7, .8), test=(.8, 1.0))    # shares of identities and of performers
 
@@ -51,6 +51,7 @@ def _check_world(config) -> None:
     _check_wear(config.wear)
     _check_numbers(config)
 
+# %% ../../nbs/20_data/22_world.ipynb #65e7d6db
 def _check_numbers(config) -> None:
     "Raise `ConfigError` for chances, counts and angles that are none."
     number = lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and np.isfinite(v)
@@ -69,7 +70,7 @@ def _check_wear(wear) -> None:
         if pair[0] not in CLOTHES: raise ConfigError(f"WorldConfig.wear: {pair[0]!r}; {did_you_mean(pair[0], CLOTHES)}")
     Look(**dict(wear))
 
-# %% ../../nbs/20_data/22_world.ipynb #ba9f5550
+# %% ../../nbs/20_data/22_world.ipynb #ba49fbf3
 @dataclass(frozen=True)
 class WorldConfig(Config):
     "A world. Raises `ConfigError` for what cannot be drawn."
@@ -91,7 +92,7 @@ class WorldConfig(Config):
     sensor_depth: bool = False      # depth as a depth camera sees it
     missing: float = 0.0            # chance that depth or image is missing (never both)
     noise: float = .008             # of the picture
-    label_noise: float = 0.0        # chance that an annotated action or attribute is another
+    label_noise: float = 0.0        # chance that the annotated action, and each attribute, is a wrong one; captions stay true
     occlusion: float = 0.0          # share of the pictures in which a thing stands before the first person
     covered: tuple = (.1, .6)       # of that person's pixels: fewest and most that the thing hides
     split: str = "train"            # one of SPLITS
@@ -159,7 +160,7 @@ def places_of(rng:np.random.Generator, count:int) -> list[np.ndarray]:
         if min(np.linalg.norm(new - o) for o in out) > APART: out.append(new)
     return out
 
-# %% ../../nbs/20_data/22_world.ipynb #4ed4bca4
+# %% ../../nbs/20_data/22_world.ipynb #174b0dc4
 def place_camera(config:WorldConfig, rng:np.random.Generator, first:Actor) -> Camera:
     "A camera for a scene."
     H, W = config.size
@@ -198,6 +199,7 @@ def draw_scene(config:WorldConfig, index:int) -> Scene:
     if config.occlusion: backdrop = _hidden(config, index, people, camera, backdrop)
     return Scene(actors, camera, place, style, render(people, camera, backdrop, rng, Settings(noise=config.noise)), backdrop.things)
 
+# %% ../../nbs/20_data/22_world.ipynb #9c1c6242
 def _hidden(config:WorldConfig, index:int, people:list[Person], camera:Camera, backdrop:Backdrop) -> Backdrop:
     "The backdrop with or without a thing before the first person: all else is as it would be without the knob."
     rng = np.random.default_rng([config.seed, 13, list(SPLITS).index(config.split), index])
@@ -242,7 +244,7 @@ def people_of(scene:Scene, layout:str) -> dict:
         out["boxes"].append(np.concatenate([corners.min(0), corners.max(0)])); out["visible_boxes"].append(box_of(scene.picture.instance_ids == k + 1))
     return {name: torch.from_numpy(np.stack(v)).to(torch.int8 if name == "visibility" else torch.float32) for name, v in out.items()}
 
-# %% ../../nbs/20_data/22_world.ipynb #eac5c3ef
+# %% ../../nbs/20_data/22_world.ipynb #48522750
 def to_sample(config:WorldConfig, scene:Scene, index:int) -> dict:
     "The sample of a scene, by the contract of `core.sample`; identity, attributes and caption are the first person's."
     picture, first = scene.picture, scene.actors[0]
@@ -252,12 +254,19 @@ def to_sample(config:WorldConfig, scene:Scene, index:int) -> dict:
     depth = sense(picture.depth, rng, DepthCamera()) if config.sensor_depth else picture.depth
     counts = {name: int(n) for name, n in zip(LAYERS, _layer_counts(picture))}
     said, seen = attributes(first.who, view), judged(counts, view)
-    if config.label_noise: said = np.where(rng.random(len(said)) < config.label_noise, 1 - said, said)
+    action, said = _annotated(config, first.action, said, index)
     sample = {"image": tensor(picture.image.transpose(2, 0, 1)).float()/255, "depth": tensor(depth)[None], "instance_ids": tensor(picture.instance_ids).long(), "body_parts": tensor(picture.body_parts).long(), "garments": tensor(picture.garments).long(),
               "iuv": tensor(picture.iuv.transpose(2, 0, 1)), **people_of(scene, config.layout), "camera": scene.camera.to_dict(), "skeleton": config.layout, "image_size": tuple(config.size), "identity": first.who.number,
-              "action": list(ACTIONS).index(first.action), "attributes": tensor(said.astype(np.float32)), "attribute_mask": tensor(seen), "caption": caption(first.who, view, first.action, rng=rng), "source": f"world/{config.split}", "index": index}
+              "action": action, "attributes": tensor(said.astype(np.float32)), "attribute_mask": tensor(seen), "caption": caption(first.who, view, first.action, rng=rng), "source": f"world/{config.split}", "index": index}
     if config.missing and rng.random() < config.missing: del sample["depth" if rng.random() < .5 else "image"]
     return sample
+
+def _annotated(config:WorldConfig, action:str, said:np.ndarray, index:int) -> tuple[int, np.ndarray]:
+    "Number of the action in `ACTIONS` and the attributes, each wrong with the chance `label_noise`. A wrong action is another one of the world's: of `config.actions`, or of all where these are fewer than two."
+    names, rng = list(ACTIONS), np.random.default_rng([config.seed, 12, list(SPLITS).index(config.split), index])
+    others = sorted({*config.actions} - {action}) or [name for name in names if name != action]
+    if rng.random() < config.label_noise: action = others[int(rng.integers(len(others)))]
+    return names.index(action), np.where(rng.random(len(said)) < config.label_noise, 1 - said, said)
 
 def _layer_counts(picture:Picture) -> list[int]:
     "Pixels of the first person by layer, from the garment map."
@@ -265,6 +274,7 @@ def _layer_counts(picture:Picture) -> list[int]:
     layer_of = {2: "hair", 5: "top", 7: "top", 9: "bottom", 12: "bottom", 18: "shoes", 19: "shoes"}
     return [sum(int(np.sum(own == g)) for g in range(1, 20) if layer_of.get(g, "skin") == layer) for layer in LAYERS]
 
+# %% ../../nbs/20_data/22_world.ipynb #86df7b4e
 class World:
     "Samples by number: `World(config)[i]` is the same whoever asks, and when."
     def __init__(self, config:WorldConfig=WorldConfig(), length:int=1000): self.config, self.length = config, length
