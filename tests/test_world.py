@@ -204,7 +204,7 @@ def test_joints_of_all_layouts_are_those_of_the_posed_body():
 
 @pytest.mark.parametrize("wrong, says", [
     (dict(split="tset"), "did you mean"), (dict(people=(0, 2)), "from 1 to 12"), (dict(people=(3, 2)), "from 1 to 12"), (dict(size=(8, 8)), "from 16 to 4096"), (dict(scale=(.9, .1)), "the smaller first"),
-    (dict(wear=("top",)), "give pairs"), (dict(wear=(("hat", "red"),)), "WorldConfig.wear"), (dict(wear=(("top", "jaket"),)), "did you mean"), (dict(places=("mars",)), "WorldConfig.places"), (dict(styles=("noon",)), "WorldConfig.styles"), (dict(actions=("fly",)), "WorldConfig.actions"), (dict(layout="COCO18"), "unknown skeleton"), (dict(height=(-1, 2)), "WorldConfig.height"), (dict(occlusion=1.5), "WorldConfig.occlusion"), (dict(covered=(.6, .1)), "WorldConfig.covered"), (dict(covered=(0, 1.2)), "WorldConfig.covered")])
+    (dict(wear=("top",)), "give pairs"), (dict(wear=(("hat", "red"),)), "WorldConfig.wear"), (dict(wear=(("top", "jaket"),)), "did you mean"), (dict(places=("mars",)), "WorldConfig.places"), (dict(styles=("noon",)), "WorldConfig.styles"), (dict(actions=("fly",)), "WorldConfig.actions"), (dict(layout="COCO18"), "unknown skeleton"), (dict(height=(-1, 2)), "WorldConfig.height"), (dict(occlusion=1.5), "WorldConfig.occlusion"), (dict(covered=(.6, .1)), "WorldConfig.covered"), (dict(covered=(0, 1.2)), "WorldConfig.covered"), (dict(reach=(.5, 3)), "WorldConfig.reach")])
 def test_what_cannot_be_drawn_is_said(wrong, says):
     with pytest.raises(ValueError, match=says): WorldConfig(**wrong)
 
@@ -354,3 +354,18 @@ def test_a_thing_shades_the_floor_and_the_person_and_lights_nothing():
     on, off = same & (other.instance_ids == 1), same & (other.instance_ids == 0)
     assert (change[on] < -8).sum() > 30 and (change[off] < -8).sum() > 30, "a shadow on the person, and one on the ground"
     assert (change[same] > 6).sum() <= 3, "nothing becomes brighter"
+
+
+def test_walls_come_as_near_as_reach_allows_and_the_default_draws_nothing_for_it():
+    far, near = replace(SMALL, size=(48, 48), places=("room",)), replace(SMALL, size=(48, 48), places=("room",), reach=(1.3, 1.3))
+    depth = lambda c: np.array([np.median(draw_sample(c, i)["depth"][draw_sample(c, i)["instance_ids"][None] == 0]) for i in range(6)])
+    assert (depth(near) < depth(far)).all(), "the same rooms, smaller"
+    assert digest(draw_sample(replace(far, reach=(3.0, 3.0)), 1)) == digest(draw_sample(far, 1))
+    mixed = [draw_sample(replace(near, reach=(1.3, 3.0)), i)["depth"] for i in range(2)]
+    assert all(torch.equal(a, draw_sample(replace(near, reach=(1.3, 3.0)), i)["depth"]) for i, a in enumerate(mixed))
+
+
+def test_domains_shows_every_place_in_every_light():
+    config = replace(SETS["domains"], size=(16, 16))
+    found = {(s.place, s.style) for s in (draw_scene(config, i) for i in range(90))}
+    assert len({place for place, _ in found}) == 4 and len({style for _, style in found}) == 5 and len(found) >= 17, "of twenty"

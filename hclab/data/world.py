@@ -31,7 +31,7 @@ from .looks import LAYERS, Look
 from .occlusion import hidden_shares, stand_before, with_things
 from .render import Picture, Settings, render
 
-# %% ../../nbs/20_data/22_world.ipynb #b2a49a2c
+# %% ../../nbs/20_data/22_world.ipynb #980ecc89
 PLACES = ("room", "street", "field")
 SPLITS = dict(train=(0, .7), val=(.7, .8), test=(.8, 1.0))    # shares of identities and of performers
 
@@ -42,12 +42,12 @@ def _check_world(config) -> None:
         for given in getattr(config, name):
             if given not in known: raise ConfigError(f"WorldConfig.{name}: {given!r}; {did_you_mean(given, known)}")
     if config.split not in SPLITS: raise ConfigError(f"WorldConfig.split={config.split!r}; {did_you_mean(config.split, SPLITS)}")
-    for name in ("size", "people", "azimuth", "height", "scale", "focal", "covered"):
+    for name in ("size", "people", "azimuth", "height", "scale", "focal", "covered", "reach"):
         pair = getattr(config, name)
         if not (isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(v, (int, float)) for v in pair)): raise ConfigError(f"WorldConfig.{name}={pair!r}; give two numbers")
     if not 1 <= config.people[0] <= config.people[1] <= 12: raise ConfigError(f"WorldConfig.people={config.people}; give the fewest and the most, from 1 to 12")
     if min(config.size) < 16 or max(config.size) > 4096: raise ConfigError(f"WorldConfig.size={config.size}; give (height, width) from 16 to 4096 pixels")
-    for name, low, high in (("height", .05, 20), ("scale", .02, 3), ("focal", .3, 20), ("covered", 0, .95)):
+    for name, low, high in (("height", .05, 20), ("scale", .02, 3), ("focal", .3, 20), ("covered", 0, .95), ("reach", 1.2, 20)):
         a, b = getattr(config, name)
         if not low <= a <= b <= high: raise ConfigError(f"WorldConfig.{name}={(a, b)}; give two numbers from {low} to {high}, the smaller first")
     skeleton(config.layout)
@@ -76,7 +76,7 @@ def _check_wear(wear) -> None:
         if pair[0] not in CLOTHES: raise ConfigError(f"WorldConfig.wear: {pair[0]!r}; {did_you_mean(pair[0], CLOTHES)}")
     Look(**dict(wear))
 
-# %% ../../nbs/20_data/22_world.ipynb #ba49fbf3
+# %% ../../nbs/20_data/22_world.ipynb #29032733
 @dataclass(frozen=True)
 class WorldConfig(Config):
     "A world. Raises `ConfigError` for what cannot be drawn."
@@ -90,6 +90,7 @@ class WorldConfig(Config):
     actions: tuple = ()             # of the grammar; none: all
     places: tuple = PLACES
     styles: tuple = ("day", "evening", "overcast", "lamp")
+    reach: tuple = (3.0, 3.0)       # metres around the first person without walls and furniture: less makes cosier rooms and narrower streets
     azimuth: tuple = (0.0, 360.0)   # degrees between where the first person faces and the camera; 0 sees the face
     height: tuple = (.9, 2.0)       # metres of the camera over the floor
     scale: tuple = (.55, .85)       # height of the first person in heights of the picture
@@ -166,7 +167,7 @@ def places_of(rng:np.random.Generator, count:int) -> list[np.ndarray]:
         if min(np.linalg.norm(new - o) for o in out) > APART: out.append(new)
     return out
 
-# %% ../../nbs/20_data/22_world.ipynb #00fda53a
+# %% ../../nbs/20_data/22_world.ipynb #9d98f01d
 ELBOW = .3     # metres that a camera keeps from people
 
 class WorldError(ValueError):
@@ -210,13 +211,17 @@ def draw_scene(config:WorldConfig, index:int) -> Scene:
     people = [a.person for a in actors]
     for _ in range(8):
         camera = place_camera(config, rng, actors[0])
-        backdrop = draw_backdrop(rng, place, style, camera=camera.centre.numpy())
+        backdrop = draw_backdrop(rng, place, style, camera=camera.centre.numpy(), reach=_one_of(rng, config.reach))
         if (apart := off_people(camera, people)) >= ELBOW and backdrop.clear(camera.centre.numpy()): break
     if apart < ELBOW: raise WorldError(f"sample {index}: eight cameras stood less than {ELBOW} m from somebody; ask for fewer people (people={config.people}), or for cameras farther away or higher (focal={config.focal}, scale={config.scale}, height={config.height})")
     if config.occlusion: backdrop = _hidden(config, index, people, camera, backdrop)
     return Scene(actors, camera, place, style, render(people, camera, backdrop, rng, Settings(noise=config.noise)), backdrop.things)
 
-# %% ../../nbs/20_data/22_world.ipynb #9c1c6242
+# %% ../../nbs/20_data/22_world.ipynb #f9d135cb
+def _one_of(rng:np.random.Generator, pair:tuple) -> float:
+    "A number between two; where they are one, nothing is drawn from the generator."
+    return float(pair[0]) if pair[0] == pair[1] else float(rng.uniform(*pair))
+
 def _hidden(config:WorldConfig, index:int, people:list[Person], camera:Camera, backdrop:Backdrop) -> Backdrop:
     "The backdrop with or without a thing before the first person: all else is as it would be without the knob."
     rng = np.random.default_rng([config.seed, 13, list(SPLITS).index(config.split), index])
@@ -317,7 +322,7 @@ def draw_sample(config:WorldConfig, index:int) -> dict:
     "Sample `index` of a world; what the store's workers call."
     return to_sample(config, draw_scene(config, index), index)
 
-# %% ../../nbs/20_data/22_world.ipynb #3b586824
+# %% ../../nbs/20_data/22_world.ipynb #a022c9b9
 SETS = {
     "rgbd": WorldConfig(),
     "person_crops": WorldConfig(size=(256, 128), scale=(.82, .97), centred=.02, focal=(1.2, 2.0)),
@@ -325,6 +330,7 @@ SETS = {
     "reid": WorldConfig(size=(256, 128), scale=(.8, .96), centred=.04, identities=300, outfits=2),
     "sports": WorldConfig(layout="LSP14", places=("field",), actions=("run", "jump", "jumping_jack", "lunge", "kick", "balance", "throw", "stretch", "squat", "punch")),
     "depth_pose": WorldConfig(layout="ITOP15", places=("room",), sensor_depth=True, azimuth=(-40.0, 40.0), scale=(.6, .9)),
+    "domains": WorldConfig(places=(*PLACES, "photo"), styles=STYLES, reach=(1.3, 3.0), noise=.012),
 }
 
 def stored_as(config:WorldConfig) -> Encoding:
