@@ -146,7 +146,7 @@ def write_shard(folder:Path,     # of the shards
     atomic_write(folder/name, data)
     return name, dict(rows=len(rows), bytes=len(data), sha256=digest)
 
-# %% ../../nbs/20_data/18b_shards.ipynb #7f8ede65
+# %% ../../nbs/20_data/18b_shards.ipynb #435d0010
 def _wrong_card(values:dict) -> str:
     "What no maker writes into a card of a set; empty where all is well."
     kinds = dict(name=str, sample_of=str, config=dict, n=int, rows=int, encoding=dict, code=dict, shards=dict, complete=bool, format=int)
@@ -163,6 +163,7 @@ def _wrong_card(values:dict) -> str:
         if not 1 <= (least := min(rows, n - k*rows)) <= about["rows"] <= rows: return f"{name} has {about['rows']} samples, {least} to {rows} are expected"      # more, where a larger set was begun
     return f"{len(shards)} shards cannot hold {n:,} samples" if values["complete"] and len(shards) != -(-n//rows) else ""
 
+# %% ../../nbs/20_data/18b_shards.ipynb #ea9e1348
 @dataclass(frozen=True)
 class SetCard:
     "What a stored set is: the content of its `set.json`."

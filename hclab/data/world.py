@@ -167,7 +167,7 @@ def places_of(rng:np.random.Generator, count:int) -> list[np.ndarray]:
         if min(np.linalg.norm(new - o) for o in out) > APART: out.append(new)
     return out
 
-# %% ../../nbs/20_data/22_world.ipynb #9d98f01d
+# %% ../../nbs/20_data/22_world.ipynb #1f61ba4f
 ELBOW = .3     # metres that a camera keeps from people
 
 class WorldError(ValueError):
@@ -178,6 +178,7 @@ def off_people(camera:Camera, people:list[Person]) -> float:
     eye = camera.centre.numpy().astype(np.float32)
     return min(float(np.linalg.norm(p.vertices - eye, axis=1).min()) for p in people)
 
+# %% ../../nbs/20_data/22_world.ipynb #304d063c
 def place_camera(config:WorldConfig, rng:np.random.Generator, first:Actor) -> Camera:
     "A camera for a scene."
     H, W = config.size
