@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['BackdropError', 'Backdrop', 'draw_backdrop']
 
-# %% ../../nbs/20_data/15f_backdrops.ipynb #c1b47e41
+# %% ../../nbs/20_data/15f_backdrops.ipynb #e3196560
 from dataclasses import dataclass
 import numpy as np
 from ..core.config import did_you_mean
 from .light import KINDS, STYLES, Exposure, Light, draw_exposure, draw_light
 from .outdoors import draw_field, draw_street
 from .rooms import draw_photo, draw_room, draw_studio
-from .scenery import Rays, Scenery, Surface
+from .scenery import Found, Scenery, Surface
 
-# %% ../../nbs/20_data/15f_backdrops.ipynb #3084b4df
+# %% ../../nbs/20_data/15f_backdrops.ipynb #a7838c1c
 class BackdropError(ValueError):
     "A kind, a style or a camera for which there is no backdrop."
 
@@ -36,9 +36,11 @@ class Backdrop:
         "What rays meet: colour, distance, normal and light of n places. Raises `SceneryError` for rays that can't be."
         return self.scenery(origin, directions, angle)
 
-    def distance(self, origin, directions) -> np.ndarray:
-        "How far the same rays go (n,), in lengths of their directions: much cheaper than what they meet."
-        return self.scenery.cast(Rays.of(origin, directions))[0]
+    def find(self, origin, directions, angle:float|None=None) -> Found:
+        "Where the same rays end: much cheaper than what they meet."
+        return self.scenery.find(origin, directions, angle)
+
+    def show(self, found:Found) -> Surface: return self.scenery.show(found)     # what they meet
 
     def clear(self, camera, margin:float=.15) -> bool:
         "Whether a camera at this place (3,) is above ground, before all walls and in no thing."

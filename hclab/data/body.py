@@ -59,17 +59,19 @@ def draw_shape(rng:np.random.Generator) -> Shape:
     return Shape(female=float(rng.random() < .5), age=float(.52 + .48*rng.beta(1.6, 1.8)), muscle=soft(3), weight=soft(3), height=float(rng.beta(19, 34)), proportions=float(rng.uniform(.2, .8)),
                  bust=soft(3), firmness=float(rng.uniform(.4, .9)), **dict(zip(ANCESTRIES, map(float, shares))))
 
-# %% ../../nbs/20_data/10_body.ipynb #8a0b6669
+# %% ../../nbs/20_data/10_body.ipynb #d871886f
+@lru_cache(maxsize=1)
+def _anchors() -> Tensor:
+    "(4,23) of each modelled body along each control: the control's number, where its first body lies, steps from there to 1, and the body's own step."
+    rows = [(k, -1/3 if count == 5 else 0.0, count - 1, step) for k, count in enumerate(ANCHORS.values()) for step in range(count)]     # age begins with the newborn, at -1/3
+    return torch.tensor(rows).T
+
 def hats(values:Tensor,   # (N,11), the fields of `Shape` in order
         ) -> Tensor:
     "(N,26) shares of the three ancestries, then of the modelled bodies along each control; each group sums to 1."
-    shares = values[:, -3:]/values[:, -3:].sum(1, keepdim=True)
-    columns = [shares]
-    for k, count in enumerate(ANCHORS.values()):
-        low = -1/3 if count == 5 else 0.0    # age begins with the newborn, at -1/3
-        at = (values[:, k] - low)/(1 - low)*(count - 1)
-        columns.append((1 - (at[:, None] - torch.arange(count).to(at)).abs()).clamp_min(0))
-    return torch.cat(columns, 1)
+    control, low, steps, own = _anchors().to(values)
+    at = (values[:, control.long()] - low)/(1 - low)*steps
+    return torch.cat([values[:, -3:]/values[:, -3:].sum(1, keepdim=True), (1 - (at - own).abs()).clamp_min(0)], 1)
 
 # %% ../../nbs/20_data/10_body.ipynb #c433fcd0
 ASSET = (Path(__file__).resolve().parents[1] if "__file__" in globals() else Path("../../hclab").resolve())/"assets"/"body.safetensors"
@@ -96,7 +98,7 @@ def triangles(quads:Tensor) -> Tensor:
     halves = torch.stack([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]], 1)
     return halves[torch.stack([torch.ones(len(quads), dtype=torch.bool), quads[:, 3] != quads[:, 0]], 1)]
 
-# %% ../../nbs/20_data/10_body.ipynb #617ce97e
+# %% ../../nbs/20_data/10_body.ipynb #30163251
 @dataclass(frozen=True)
 class Posed:
     "People after skinning, metres, world frame (z up)."
@@ -105,9 +107,13 @@ class Posed:
     turns: Tensor        # (N,B,3,3) world turns of bones from the rest pose
     rest: Tensor         # (N,V,3) vertices before the turns
     anchors: Tensor      # (N,A,3) posed points from which joints follow
-    blend: tuple         # of N (V,3,3): how each vertex's surroundings are turned (a mixture of turns, not quite one)
+    weights: tuple       # sparse (V,B) and its transpose: how much vertices follow bones
 
-# %% ../../nbs/20_data/10_body.ipynb #a4f54dbc
+    def blend(self, k:int) -> Tensor:
+        "(V,3,3) how the surroundings of each vertex of person `k` are turned: a mixture of turns, not quite one."
+        return _Follow.apply(self.turns[k].flatten(1), *self.weights).view(-1, 3, 3)
+
+# %% ../../nbs/20_data/10_body.ipynb #6dd23b2e
 class _Follow(torch.autograd.Function):
     "A sparse matrix of weights (V,B) times what bones do (B,D); its transpose carries gradients back."
     @staticmethod
@@ -118,11 +124,14 @@ class _Follow(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad): return ctx.back @ grad.contiguous(), None, None
 
-def _levels(parents:tuple) -> list[list[int]]:
-    "Bones by their depth in the tree."
+@lru_cache(maxsize=8)
+def _levels(parents:tuple, device) -> tuple[list, Tensor]:
+    "Bones by their depth in the tree below the root, each level with the places of its parents in the level above, as index tensors; and where each bone stands in the row of all levels."
     depth = [0]*len(parents)
     for b, p in enumerate(parents[1:], 1): depth[b] = depth[p] + 1
-    return [[b for b in range(len(parents)) if depth[b] == d] for d in range(max(depth) + 1)]
+    levels = [[b for b in range(len(parents)) if depth[b] == d] for d in range(max(depth) + 1)]
+    index = lambda x: torch.tensor(x, device=device)
+    return [(index(bones), index([above.index(parents[b]) for b in bones])) for above, bones in zip(levels, levels[1:])], index(sum(levels, [])).argsort()
 
 def _sparse(weights:Tensor) -> tuple[Tensor, Tensor]:
     "Weights (V,B) and their transpose as sparse rows: most vertices follow few bones."
@@ -130,24 +139,20 @@ def _sparse(weights:Tensor) -> tuple[Tensor, Tensor]:
         warnings.simplefilter("ignore", UserWarning)     # torch: sparse rows are new
         return weights.to_sparse_csr(), weights.T.contiguous().to_sparse_csr()
 
-def _chain(mesh:Mesh, heads:Tensor, rotations:Tensor, place:Tensor|None) -> tuple[Tensor, Tensor]:
-    "World turns (N,B,3,3) and heads (N,B,3), level after level of the tree."
-    levels = _levels(mesh.parents)
-    turns, joints = [rotations[:, :1]], [heads[:, :1] if place is None else place[:, None]]
-    for above, bones in zip(levels, levels[1:]):
-        parents = [mesh.parents[b] for b in bones]
-        up = [above.index(p) for p in parents]
-        turn, at = turns[-1][:, up], joints[-1][:, up]
-        turns.append(turn @ rotations[:, bones])
-        joints.append(at + (turn @ (heads[:, bones] - heads[:, parents])[..., None])[..., 0])
-    order = torch.tensor([b for level in levels for b in level]).argsort().tolist()
-    return torch.cat(turns, 1)[:, order], torch.cat(joints, 1)[:, order]
+def _chain(mesh:Mesh, heads:Tensor, rotations:Tensor, place:Tensor|None) -> Tensor:
+    "Where each bone's frame goes (N,B,3,4), turn and head, level after level of the tree."
+    steps, order = _levels(mesh.parents, heads.device)
+    own = torch.cat([rotations[:, 1:], (heads[:, 1:] - heads[:, mesh.parents[1:]])[..., None]], -1)         # of each bone but the root, in its parent's frame
+    own = torch.cat([own, own.new_tensor([0, 0, 0, 1.0]).expand(*own.shape[:2], 1, 4)], -2)
+    out = [torch.cat([rotations[:, :1], (heads[:, :1] if place is None else place[:, None])[..., None]], -1)]
+    for bones, parents in steps: out.append(out[-1].index_select(1, parents) @ own.index_select(1, bones - 1))
+    return torch.cat(out, 1).index_select(1, order)
 
 def _moved(motion:Tensor, rest:Tensor) -> Tensor:
     "Places (V,3) of vertices at rest (V,3) under motions (V,3,4)."
     return torch.addcmul(torch.addcmul(torch.addcmul(motion[..., 3], motion[..., 0], rest[:, :1]), motion[..., 1], rest[:, 1:2]), motion[..., 2], rest[:, 2:])
 
-# %% ../../nbs/20_data/10_body.ipynb #f62667fc
+# %% ../../nbs/20_data/10_body.ipynb #7d4eb49d
 class Body(nn.Module):
     "Shape and pose to vertices and joints; differentiable in both."
     def __init__(self, path:Path|str=ASSET):
@@ -159,6 +164,7 @@ class Body(nn.Module):
         for name in ("anchor_bone", "joint_anchor"): self.register_buffer(name, integer(name), persistent=False)
         weights = torch.zeros(len(data["bone_of"]), len(self.mesh.bones)).scatter_add_(1, integer("bone_of"), data["weight"].float())
         self.register_buffer("weights", weights/weights.sum(1, keepdim=True), persistent=False)
+        self._sparse = None
 
     def coefficients(self, values:Tensor) -> Tensor:
         "(N,48) of shapes (N,11), see `Shape.values`."
@@ -178,13 +184,18 @@ class Body(nn.Module):
         check_pose(self, coefficients, rotations)
         rest, anchors, heads = self.rest(coefficients)
         if rotations is None: rotations = torch.eye(3).to(rest).expand(len(rest), heads.shape[1], 3, 3)
-        turns, joints = _chain(self.mesh, heads.expand(len(rotations), -1, -1), rotations, place)
-        motion = torch.cat([turns, (joints - (turns @ heads[..., None])[..., 0])[..., None]], -1)     # (N,B,3,4): x -> turn x + shift
-        if getattr(self, "sparse", (self.weights.new_zeros(0, device="meta"),))[0].device != self.weights.device: self.sparse = _sparse(self.weights)
-        follow = [_Follow.apply(m.flatten(1), *self.sparse).view(-1, 3, 4) for m in motion]           # one person after the other: so much stays in the processor's cache
+        frames = _chain(self.mesh, heads.expand(len(rotations), -1, -1), rotations, place)
+        turns, joints = frames[..., :3], frames[..., 3]
+        motion = torch.cat([turns, frames[..., 3:] - turns @ heads[..., None]], -1)      # (N,B,3,4): x -> turn x + shift
+        weights = self.sparse_weights()
+        follow = lambda n: _moved(_Follow.apply(motion[n].flatten(1), *weights).view(-1, 3, 4), rest[n if len(rest) > 1 else 0])     # one person after the other stays in the processor's cache
         own = motion[:, self.anchor_bone]
-        return Posed(torch.stack([_moved(m, rest[n if len(rest) > 1 else 0]) for n, m in enumerate(follow)]), joints, turns, rest,
-                     (own[..., :3] @ anchors[..., None])[..., 0] + own[..., 3], tuple(m[..., :3] for m in follow))
+        return Posed(torch.stack([follow(n) for n in range(len(motion))]), joints, turns, rest, (own[..., :3] @ anchors[..., None])[..., 0] + own[..., 3], weights)
+
+    def sparse_weights(self) -> tuple[Tensor, Tensor]:
+        "`weights` and their transpose as sparse rows, made once for the device where the layer is."
+        if self._sparse is None or self._sparse[0].device != self.weights.device: self._sparse = _sparse(self.weights)
+        return self._sparse
 
     def own_joints(self, posed:Posed) -> Tensor: return (posed.anchors[:, self.joint_anchor]*self.joint_mass[..., None]).sum(2)   # (N,K,3), those of `mesh.joints`
 

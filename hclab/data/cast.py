@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['RenderError', 'Scene', 'Hits', 'ways_through']
 
-# %% ../../nbs/20_data/16b_cast.ipynb #d4e604b9
+# %% ../../nbs/20_data/16b_cast.ipynb #4fdb37fa
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import open3d as o3d
 
 from ..core.geometry import Camera
 from .chart import Chart
 from .dress import Person
+
+import open3d as o3d  # isort: skip - after `pieces`, which keeps it quiet
 
 # %% ../../nbs/20_data/16b_cast.ipynb #b164ee83
 class RenderError(ValueError):

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['HAIR_SEEDS', 'SOLE', 'Outfit', 'outfit', 'Person', 'dress', 'joints_in']
 
-# %% ../../nbs/20_data/16_dress.ipynb #28889c36
+# %% ../../nbs/20_data/16_dress.ipynb #757cc36a
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -20,7 +20,7 @@ from .looks import LAYERS, Look
 from .pieces import Piece, piece_of
 from .wardrobe import bare, garment, sewn
 
-# %% ../../nbs/20_data/16_dress.ipynb #7d6121c5
+# %% ../../nbs/20_data/16_dress.ipynb #120dd2d8
 HAIR_SEEDS = 6   # hairlines and lumps that are kept ready; a person's seed picks one
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class _Part:
         follow = csr_array((p.share.astype(np.float32).ravel(), p.ends.ravel(), np.arange(0, p.ends.size + 1, p.ends.shape[1])), (count, len(share)))
         return cls(p, p.neutral.astype(np.float32), p.between(share).astype(np.float32), follow, csr_array((np.ones(3*T, np.float32), (p.triangles.ravel(), np.repeat(np.arange(T), 3))), (count, T)))
 
-# %% ../../nbs/20_data/16_dress.ipynb #9dfd9172
+# %% ../../nbs/20_data/16_dress.ipynb #7744c305
 @lru_cache(maxsize=256)
 def _parts(kind:str, *names) -> tuple[_Part, ...]:
     "Parts by kind: bare skin beside garments, an eye, a garment, hair of a style and a seed."
@@ -64,11 +64,8 @@ def _stacked(matrices:list, aside:bool) -> csr_array:
     columns = np.concatenate([m.indices + r*aside for m, r in zip(matrices, right)])
     return csr_array((np.concatenate([m.data for m in matrices]), columns, starts), (rows[-1], right[-1] if aside else matrices[0].shape[1]))
 
-@lru_cache(maxsize=64)
-def _outfit(top:str, bottom:str, style:str, seed:int) -> Outfit:
-    worn = [("top", top), ("bottom", bottom), *([("bottom", "underskirt")] if bottom == "skirt" else []), ("shoes", "shoes")]
-    parts = [("skin", "", p) for p in _parts("skin", *(name for _, name in worn))] + [("eyes", "", p) for eye in ("left_eye", "right_eye") for p in _parts("eyes", eye)]
-    parts += [(layer, garment(name).label, p) for layer, name in worn for p in _parts("cloth", name)] + [("hair", "hair", p) for p in _parts("hair", style, seed)]
+def _together(parts:list) -> Outfit:
+    "One outfit of parts, each (layer, LIP's name, part)."
     own = [p for *_, p in parts]
     first = np.cumsum([0, *(len(p.places) for p in own)])
     number = lambda pick: np.concatenate([np.full(len(p.piece.triangles), pick(layer, name)) for layer, name, p in parts])
@@ -76,11 +73,35 @@ def _outfit(top:str, bottom:str, style:str, seed:int) -> Outfit:
                   Chart(np.concatenate([p.places for p in own]), np.concatenate([p.regions for p in own])),
                   _stacked([p.follow for p in own], False), np.concatenate([p.piece.off for p in own]).astype(np.float32), _stacked([p.corners for p in own], True))
 
+@lru_cache(maxsize=64)
+def _clothed(top:str, bottom:str) -> Outfit:
+    "All but the hair."
+    worn = [("top", top), ("bottom", bottom), *([("bottom", "underskirt")] if bottom == "skirt" else []), ("shoes", "shoes")]
+    parts = [("skin", "", p) for p in _parts("skin", *(name for _, name in worn))] + [("eyes", "", p) for eye in ("left_eye", "right_eye") for p in _parts("eyes", eye)]
+    return _together(parts + [(layer, garment(name).label, p) for layer, name in worn for p in _parts("cloth", name)])
+
+@lru_cache(maxsize=128)
+def _haired(style:str, seed:int) -> Outfit|None:
+    "The hair; None for a shaven head."
+    parts = [("hair", "hair", p) for p in _parts("hair", style, seed)]
+    return _together(parts) if parts else None
+
+def _joined(a:Outfit, b:Outfit) -> Outfit:
+    "What two outfits are together, worn by one person."
+    both = lambda name: np.concatenate([getattr(a, name), getattr(b, name)])
+    return Outfit(a.pieces + b.pieces, np.concatenate([a.triangles, b.triangles + len(a.off)]), both("layer"), both("worn"), Chart(np.concatenate([a.chart.places, b.chart.places]), np.concatenate([a.chart.regions, b.chart.regions])),
+                  _stacked([a.follow, b.follow], False), both("off"), _stacked([a.corners, b.corners], True))
+
+@lru_cache(maxsize=64)
+def _outfit(top:str, bottom:str, style:str, seed:int) -> Outfit:
+    hair = _haired(style, seed)
+    return _joined(_clothed(top, bottom), hair) if hair else _clothed(top, bottom)
+
 def outfit(look:Look) -> Outfit:
     "The outfit of a look."
     return _outfit(look.top, look.bottom, look.hair, look.seed % HAIR_SEEDS)
 
-# %% ../../nbs/20_data/16_dress.ipynb #714768c9
+# %% ../../nbs/20_data/16_dress.ipynb #1a270e09
 SOLE = .014   # metres that shoes lift their wearer
 
 @dataclass(frozen=True)
@@ -93,11 +114,17 @@ class Person:
     normals: np.ndarray     # (P,3) float32, outwards
     joints: np.ndarray      # (J,3) float32, all joints that the body knows
 
-# %% ../../nbs/20_data/16_dress.ipynb #17a3d4a0
+    @cached_property
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        "Lowest and highest x, y, z (3,), (3,) of the vertices."
+        columns = np.ascontiguousarray(self.vertices.T)
+        return columns.min(1), columns.max(1)
+
+# %% ../../nbs/20_data/16_dress.ipynb #00e7ccff
 def dress(layer:Body, look:Look, shape:Shape, posed:Posed, k:int=0) -> Person:
     "Person `k` of posed people in their clothes, lifted by their soles."
     fit, up = outfit(look), np.array([0, 0, SOLE], np.float32)
-    around = np.concatenate([posed.vertices[k].numpy(), posed.blend[k].reshape(-1, 9).numpy()], 1)      # where the body is, and how it is turned there
+    around = np.concatenate([posed.vertices[k].numpy(), posed.blend(k).reshape(-1, 9).numpy()], 1)      # where the body is, and how it is turned there
     moved = fit.follow @ around
     vertices = moved[:, :3] + (moved[:, 3:].reshape(-1, 3, 3) @ fit.off[..., None])[..., 0] + up
     a, b, c = (vertices[fit.triangles[:, j]] for j in range(3))

@@ -79,12 +79,13 @@ def to_clip(pose:Pose, performer:Performer, fps:float, action:str, layout:str="F
     if missing: raise ClipError(f"FIGURE has no {', '.join(missing[:3])} ... for {layout}; choose a layout without face or fingers")
     return Clip(float32(joints[:, [r.sources[0] for r in rules]]), skeleton(layout), **tell)
 
-# %% ../../nbs/20_data/04_grammar.ipynb #9e563bc1
+# %% ../../nbs/20_data/04_grammar.ipynb #6a0adff2
 def generate(action:str,                  # one of `ACTIONS`
              performer:Performer | int,   # an int is drawn with `Performer.from_seed`
              seconds:float, fps:float=50, # length and rate of the clip
              seed:int=0,                  # another seed is another take: heading, phase, targets, unsteadiness
-             layout:str="H36M17"          # "FIGURE" carries rotations and offsets
+             layout:str="H36M17",         # "FIGURE" carries rotations and offsets
+             keep:tuple[int, int]|None=None # first and last frame (exclusive) that are wanted: the others cost little
             ) -> Clip:
     """A drawn clip, world frame (z up, floor at z = 0), metres; the middle of the pelvis' path is at the origin of the floor, the heading is drawn.
 
@@ -98,4 +99,5 @@ def generate(action:str,                  # one of `ACTIONS`
     pose = kind(p, np.arange(round(seconds * fps)) / fps, rng)
     path = pose.pelvis[:, :2]
     pose = moved(moved(pose, shift=-(path.min(0) + path.max(0)) / 2), heading)
+    if keep is not None: pose = pose.map(lambda x: x[keep[0]:keep[1]])
     return to_clip(pose, p, fps, action, layout, f"drawn, seed {seed}")

@@ -6,11 +6,10 @@
 __all__ = ['HAIRLINE', 'EAR', 'CLOTHED', 'STYLES', 'LENGTHS', 'eye_level', 'head_middle', 'direction', 'above_hairline', 'scalp',
            'waves', 'cap', 'bound', 'sheet', 'curtain', 'ball', 'tail', 'hair']
 
-# %% ../../nbs/20_data/13_hair.ipynb #bfbe40c4
+# %% ../../nbs/20_data/13_hair.ipynb #8d44fc2b
 from functools import lru_cache
 
 import numpy as np
-import open3d as o3d
 from scipy.interpolate import PchipInterpolator
 from scipy.ndimage import gaussian_filter
 from scipy.spatial import cKDTree
@@ -18,6 +17,8 @@ from scipy.spatial import cKDTree
 from ..core.config import ConfigError, did_you_mean
 from .chart import chart_of, joint
 from .pieces import Piece, cut, mesh_normals, neutral, piece_of, refined, tidy
+
+import open3d as o3d  # isort: skip - after `pieces`, which keeps it quiet
 
 # %% ../../nbs/20_data/13_hair.ipynb #7334d20d
 HAIRLINE = ((0, .079), (22, .077), (42, .064), (56, .036), (66, -.004), (74, -.022), (80, -.012), (86, .03), (98, .036), (110, .018), (122, -.02), (138, -.058), (180, -.078))  # degrees, metres over the eyes

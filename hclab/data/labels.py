@@ -10,7 +10,7 @@ import numpy as np
 
 from .chart import LIMBS, REGIONS, Chart, joint
 
-# %% ../../nbs/20_data/13b_labels.ipynb #2625ba2b
+# %% ../../nbs/20_data/13b_labels.ipynb #cd90bc56
 BODY_PARTS = ("background", "right hip", "right knee", "right foot", "left hip", "left knee", "left foot", "left shoulder", "left elbow", "left hand", "right shoulder", "right elbow", "right hand", "crotch",
               "right thigh", "right calf", "left thigh", "left calf", "lower spine", "upper spine", "head", "left arm", "left forearm", "right arm", "right forearm")
 NEAR = .16   # share of a limb, at either end, that belongs to the joint
@@ -34,13 +34,13 @@ def body_parts(c:Chart) -> np.ndarray:
     out[shoulder] = np.where(left, _part("left shoulder"), _part("right shoulder"))[shoulder]
     for side in ("left", "right"):
         for limb, before, own, after in (("arm", "shoulder", "arm", "elbow"), ("forearm", "elbow", "forearm", "forearm"), ("thigh", "hip", "thigh", "knee"), ("calf", "knee", "calf", "calf")):
-            mine = region == REGIONS.index(f"{side}_{limb}")
-            t = c.along(limb)[mine]
+            mine = np.flatnonzero(region == REGIONS.index(f"{side}_{limb}"))
+            t = Chart(c.places[mine], c.regions[mine]).along(limb)
             out[mine] = np.select([t < NEAR, t > 1 - NEAR], [_part(f"{side} {before}"), _part(f"{side} {after}")], _part(f"{side} {own}"))
         for end in ("hand", "foot"): out[region == REGIONS.index(f"{side}_{end}")] = _part(f"{side} {end}")
     return out
 
-# %% ../../nbs/20_data/13b_labels.ipynb #75404206
+# %% ../../nbs/20_data/13b_labels.ipynb #6657a7e1
 GARMENTS = ("background", "hat", "hair", "glove", "sunglasses", "upper-clothes", "dress", "coat", "socks", "pants", "jumpsuits", "scarf", "skirt", "face", "left-arm", "right-arm", "left-leg", "right-leg", "left-shoe", "right-shoe")
 
 def garment_ids(c:Chart,
@@ -51,7 +51,7 @@ def garment_ids(c:Chart,
     part = np.array([r.partition("_")[2] or r for r in REGIONS])[region]
     skin = np.select([np.isin(part, ("arm", "forearm", "hand")), np.isin(part, ("thigh", "calf", "foot"))], [np.where(left, 14, 15), np.where(left, 16, 17)], 13)
     out = np.where(worn == "", skin, 0)
-    for name in np.unique(worn):
+    for name in set(worn.tolist()):
         if name == "shoe": out = np.where(worn == name, np.where(left, 18, 19), out)
         elif name: out = np.where(worn == name, GARMENTS.index(name), out)
     return out.astype(np.uint8)

@@ -8,12 +8,12 @@ __all__ = ['HUES', 'PALETTES', 'Patch', 'flat_patch', 'colour', 'mix', 'stripes'
            'asphalt', 'paving', 'sand', 'snow', 'earth', 'painted', 'cloth', 'wood', 'curtain', 'leaves', 'books',
            'painting']
 
-# %% ../../nbs/20_data/15b_materials.ipynb #79935797
+# %% ../../nbs/20_data/15b_materials.ipynb #ce8f5c26
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 import numpy as np
 from .light import Light, linear
-from .noise import cells, noise2, resolved
+from .noise import cell, cells, noise2, resolved
 
 # %% ../../nbs/20_data/15b_materials.ipynb #4bf016a8
 @dataclass
@@ -51,10 +51,13 @@ def flat_patch(width, height, pixels, light=None, slope=None) -> Patch:
     unit = np.zeros((3, u.size), np.float32); unit[1] = 1
     return Patch(u, v, foot, foot, unit, -unit, light or Light((0, -.6, .8), *np.ones((5, 3))))
 
-# %% ../../nbs/20_data/15b_materials.ipynb #85405acd
+# %% ../../nbs/20_data/15b_materials.ipynb #e1012ce5
+@lru_cache(maxsize=1 << 12)
 def colour(text:str) -> np.ndarray:
-    "Linear light (3,1) of a colour written `#rrggbb`."
-    return linear([int(text[k:k + 2], 16) / 255 for k in (1, 3, 5)])[:, None].astype(np.float32)
+    "Linear light (3,1) of a colour written `#rrggbb`; not to be written to."
+    out = linear([int(text[k:k + 2], 16) / 255 for k in (1, 3, 5)])[:, None].astype(np.float32)
+    out.flags.writeable = False
+    return out
 
 def mix(a, b, share):
     "`a` where share is 0, `b` where it is 1."
@@ -129,13 +132,13 @@ def concrete(p, base, seed, joint=2.4):
     gap = np.maximum(stripes(p.u, joint, .008, p.fu), stripes(p.v, joint, .008, p.fv))
     return base * ((1 + np.float32(.16) * cloud + np.float32(.07) * grit) * (1 - np.float32(.45) * gap)), 0
 
-# %% ../../nbs/20_data/15b_materials.ipynb #a1e658ff
+# %% ../../nbs/20_data/15b_materials.ipynb #4fe1d5e8
 def rug(p, base, other, third, seed, half=(1.4, .9)):
     "An oriental rug with borders and a field of diamonds; u, v from its middle."
     edge = np.minimum(half[0] - np.abs(p.u), half[1] - np.abs(p.v))
-    repeat = .18 + .12 * float(cells(1, 1, seed)[0])
+    repeat = .18 + .12 * cell(1, 1, seed)
     a, b = np.abs(fraction(p.u / np.float32(repeat)) - np.float32(.5)), np.abs(fraction(p.v / np.float32(repeat)) - np.float32(.5))
-    figure = fraction((a + b) * (2 + 2 * float(cells(2, 1, seed)[0]))) > .5
+    figure = fraction((a + b) * (2 + 2 * cell(2, 1, seed))) > .5
     keep = resolved(repeat / 2, p.foot)
     field = mix(base, other, mix(np.float32(.5), figure.astype(np.float32), keep) * np.float32(.8))
     bands = mix(third, other, stripes(edge, .075, .03, p.foot))
@@ -304,7 +307,7 @@ def books(p, case, seed, shelf=.33):
     body = np.where(gone | (h > tall), back, body)
     return mix(body, case, stripes(p.v, shelf, .025, p.fv)) * np.float32(.9), 0
 
-# %% ../../nbs/20_data/15b_materials.ipynb #7081cb7f
+# %% ../../nbs/20_data/15b_materials.ipynb #35654eb9
 PALETTES = tuple(np.concatenate([colour(c) for c in row.split()], 1) for row in (
     "#e8e0cf #c8402f #26418f #e2b53a #1f1f22", "#f0e9dc #d97b4a #3f6f73 #20313d #e3c58a", "#ece7df #8e2f3c #d9a08b #4a2f3f #b9833f", "#e5ecea #2f6f8f #8fc1b8 #173a4a #e09a4a",
     "#f3ead7 #7f9a5a #36553f #d9b24a #8a4f2f", "#ddd6d0 #6a5f8f #b08fb0 #2b2a45 #d7a85f", "#f2efe9 #b7b2a8 #6f6a64 #2c2b2a #c4643c"))
@@ -312,7 +315,7 @@ PALETTES = tuple(np.concatenate([colour(c) for c in row.split()], 1) for row in 
 def painting(p, seed, painter=None):
     "An abstract painting of size 1 x 1, (3,k) albedo; its colours and, where no `painter` 0..5 is given, its kind follow from the seed."
     u, v, foot = p.u, p.v, np.maximum(p.foot, np.float32(.002))
-    one = lambda k: float(cells(k, 0, seed)[0])
+    one = lambda k: cell(k, 0, seed)
     inks = PALETTES[int(one(0) * len(PALETTES))]
     ink = lambda k: inks[:, [int(k) % 5]]
     flat = (_squares, _grid, _cut, _rings, _hills, _strokes)[int(one(1) * 6) if painter is None else painter](u, v, foot, one, ink, inks, seed)

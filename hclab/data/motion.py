@@ -48,7 +48,7 @@ def _check_joints(joints, skeleton):
         unit = " (millimetres?)" if 300 < size < 3000 else " (centimetres?)" if 30 < size <= 300 else ""
         raise ClipError(f"a person of size {size:.4g} m is impossible{unit}: joints are in metres, between {SIZE_LIMITS[0]} and {SIZE_LIMITS[1]}; multiply by the unit first")
 
-# %% ../../nbs/20_data/00_motion.ipynb #8c06caae
+# %% ../../nbs/20_data/00_motion.ipynb #00b31291
 def depths(s:Skeleton) -> list[list[int]]:
     "Joint indices by number of bones from the root, root first. Raises `ClipError` where a joint does not hang on the root."
     return [list(level) for level in _levels(s)]
@@ -61,19 +61,23 @@ def _levels(s:Skeleton) -> tuple:
     if loose: raise ClipError(f"{s.name}: {', '.join(s.names[j] for j in loose[:4])} hang on nothing, so rotations can't place them; give the layout an edge to each")
     return tuple(levels)
 
+@lru_cache(maxsize=64)
+def _steps(s:Skeleton, device:torch.device) -> tuple:
+    "Joints of each level below the root and their parents, as index tensors."
+    return tuple((torch.tensor(level, device=device), torch.tensor([s.parents[j] for j in level], device=device)) for level in _levels(s)[1:])
+
 def forward_kinematics(skeleton:Skeleton,
                        offsets:torch.Tensor,   # (J,3) metres: each joint in its parent's frame
                        rotations:torch.Tensor, # (T,J,4) unit quaternions wxyz: child frame in the parent's, the root's in the world
                        root:torch.Tensor       # (T,3) metres: track of the root
                       ) -> torch.Tensor:
     "(T,J,3) metres: the joints that `rotations` lead to. Raises `ClipError` for a layout in loose parts."
-    turned, joints, parents = torch.empty_like(rotations), rotations.new_empty(*rotations.shape[:2], 3), skeleton.parents
-    first, *rest = depths(skeleton)
-    turned[:, first[0]], joints[:, first[0]] = rotations[:, first[0]], root
-    for level in rest:
-        up = [parents[j] for j in level]
-        joints[:, level] = joints[:, up] + quaternion_rotate(turned[:, up], offsets[level])
-        turned[:, level] = quaternion_multiply(turned[:, up], rotations[:, level])
+    turned, joints = torch.empty_like(rotations), rotations.new_empty(*rotations.shape[:2], 3)
+    turned[:, skeleton.root], joints[:, skeleton.root] = rotations[:, skeleton.root], root
+    for level, up in _steps(skeleton, rotations.device):
+        before = turned.index_select(1, up)
+        joints.index_copy_(1, level, joints.index_select(1, up) + quaternion_rotate(before, offsets[level]))
+        turned.index_copy_(1, level, quaternion_multiply(before, rotations.index_select(1, level)))
     return joints
 
 # %% ../../nbs/20_data/00_motion.ipynb #0eb6cd30

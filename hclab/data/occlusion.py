@@ -17,7 +17,7 @@ from .dress import Person
 from .scenery import Box, Rays, Scenery
 from .things import draw_thing, put
 
-# %% ../../nbs/20_data/17c_occlusion.ipynb #aecf8324
+# %% ../../nbs/20_data/17c_occlusion.ipynb #783689a6
 ROWS = 96      # of rays over the picture
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def sight_of(people:list[Person], camera:Camera, backdrop:Backdrop, who:int=0, r
     scene, origin, ways = Scene(people), camera.centre.numpy().astype(np.float32), ways_through(camera, x, y)
     hits = scene.cast(origin, ways)
     own = np.flatnonzero(hits.met)
-    own = own[(hits.of(scene.owner) == who) & (hits.far[own] < backdrop.distance(origin, ways[own]))] if len(own) else own
+    own = own[(hits.of(scene.owner) == who) & (hits.far[own] < backdrop.find(origin, ways[own], 1/float(camera.K[1, 1])).distance)] if len(own) else own
     return Sight(Rays.of(origin, ways[own], 1/float(camera.K[1, 1])), hits.far[own])
 
 def covered(parts:list, sight:Sight) -> float:

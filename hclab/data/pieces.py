@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Neutral', 'neutral', 'Piece', 'piece_of', 'with_edge_points', 'tidy', 'cut', 'refined', 'mesh_normals', 'put_on']
 
-# %% ../../nbs/20_data/11_pieces.ipynb #3a9a63a0
+# %% ../../nbs/20_data/11_pieces.ipynb #3c6a7042
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -14,6 +15,8 @@ import torch
 
 from .body import Posed, Shape, body, triangles
 from .figure import cross
+
+os.environ.setdefault("OPEN3D_DISABLE_WEB_VISUALIZER", "true")     # before Open3D is first imported: it writes three lines into a notebook otherwise
 
 # %% ../../nbs/20_data/11_pieces.ipynb #e17e32a0
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def refined(piece:Piece) -> Piece:
     more = with_edge_points(piece, edges, np.full(len(edges), .5))
     return Piece(more.ends, more.share, np.concatenate([np.stack(x, 1) for x in ((t[:, 0], ab, ca), (ab, t[:, 1], bc), (ca, bc, t[:, 2]), (ab, bc, ca))]), more.off)
 
-# %% ../../nbs/20_data/11_pieces.ipynb #1c31d40c
+# %% ../../nbs/20_data/11_pieces.ipynb #da511e1c
 def mesh_normals(vertices:np.ndarray, tris:np.ndarray) -> np.ndarray:
     "(P,3) unit normals of a triangle mesh, weighted by area."
     a, b, c = (vertices[tris[:, k]] for k in range(3))
@@ -105,5 +108,5 @@ def put_on(piece:Piece, posed:Posed, person:int=0) -> np.ndarray:
     "(P,3) metres: the piece on one of the posed people."
     at = piece.between(posed.vertices[person].numpy())
     if not piece.off.any(): return at
-    turn = piece.between(posed.blend[person].numpy())
+    turn = piece.between(posed.blend(person).numpy())
     return at + (turn @ piece.off[..., None].astype(turn.dtype))[..., 0]

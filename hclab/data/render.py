@@ -87,15 +87,15 @@ def shade_people(hits:Hits, light:Light, sun:np.ndarray,  # (m,3) towards the su
     out[:, 0] += .05*np.exp(-((np.clip(toward, 0, 1) - .18)/.16)**2)*lit*skin*albedo[:, 0]
     return out.astype(np.float32)
 
-# %% ../../nbs/20_data/17_render.ipynb #e112df75
+# %% ../../nbs/20_data/17_render.ipynb #49da58c4
 def _beside(person:Person, points:np.ndarray, more:float) -> np.ndarray:
     "(k,) bool: less than `more` metres from the box around a person."
-    low, high = person.vertices.min(0) - more, person.vertices.max(0) + more
-    return ((points > low) & (points < high)).all(1)
+    low, high = person.bounds
+    return ((points > low - more) & (points < high + more)).all(1)
 
 def _in_the_way(person:Person, points:np.ndarray, sun:np.ndarray) -> np.ndarray:
     "(k,) bool: the way from a point (k,3) towards the sun (k,3) passes the box around a person."
-    low, high = person.vertices.min(0), person.vertices.max(0)
+    low, high = person.bounds
     enter, leave = np.zeros(len(points), np.float32), np.full(len(points), np.inf, np.float32)
     for d in range(3):
         way = np.where(np.abs(sun[:, d]) < 1e-6, np.float32(1e-6), sun[:, d])
@@ -114,16 +114,15 @@ def free_of_people(scene:Scene, points:np.ndarray, normals:np.ndarray, sun:np.nd
 
 
 
-# %% ../../nbs/20_data/17_render.ipynb #8023f83b
+# %% ../../nbs/20_data/17_render.ipynb #2c899919
 def clearness(hits:Hits, seen, size, rays:int) -> np.ndarray:
     "(H*W,) openness of what each pixel shows, from few rays each, smoothed within people and within what is beside them."
     H, W = size
     kind = (np.arange(H)[:, None] % TILE*TILE + np.arange(W) % TILE).ravel()
     out, met = np.ones(H*W, np.float32), hits.met
     out[met] = openness(hits.scene, hits.points(), hits.normals(), kind[met], rays)
-    wall = np.flatnonzero(seen.lit & np.isfinite(seen.distance))
-    beside = hits.missed[wall]
-    points = hits.origin + hits.ways[beside]*seen.distance[wall, None]
+    wall = np.flatnonzero(seen.lit & ~seen.sky)
+    beside, points = hits.missed[wall], seen.points[wall]
     close = np.zeros(len(points), bool)
     for person in hits.scene.people: close |= _beside(person, points, NEARBY)       # farther away a ray of that length meets nobody
     beside = beside[close]
@@ -153,7 +152,7 @@ class Picture:
 
 FARTHEST = 100.0   # metres
 
-# %% ../../nbs/20_data/17_render.ipynb #c6e388b3
+# %% ../../nbs/20_data/17_render.ipynb #91737a9d
 def _framed(scene:Scene, camera:Camera) -> np.ndarray:
     "(4,) x1 y1 x2 y2, pixels: nobody is met outside; everything where somebody is beside or behind the camera."
     if not scene.people: return np.array([np.inf, np.inf, -np.inf, -np.inf])
@@ -168,18 +167,15 @@ def meet(scene:Scene, backdrop:Backdrop, camera:Camera, x:np.ndarray, y:np.ndarr
     origin, ways, pixel = camera.centre.numpy().astype(np.float32), ways_through(camera, x, y), 1/float(camera.K[1, 1])
     left, top, right, bottom = _framed(scene, camera)
     hits = scene.cast(origin, ways, (x > left) & (x < right) & (y > top) & (y < bottom))
-    on = np.flatnonzero(hits.met)
-    hidden, far = on[hits.far[on] > backdrop.distance(origin, ways[on])], hits.far      # by furniture
-    far[hidden] = np.inf
-    hits = hits.only(far)
-    return hits, backdrop(origin, ways[hits.missed], pixel)
+    behind = backdrop.find(origin, ways, pixel)
+    hits = hits.only(np.where(hits.far > behind.distance, np.inf, hits.far))      # by furniture
+    return hits, backdrop.show(behind.of(hits.missed))
 
-# %% ../../nbs/20_data/17_render.ipynb #25b57302
+# %% ../../nbs/20_data/17_render.ipynb #f9e2d83d
 def sunlit(hits:Hits, seen:Surface, sun:np.ndarray) -> np.ndarray:
     "(k,) bool: no person stands between what `Hits.missed` see and the sun, (n,3) as for `shade_people`."
     out, wall = np.ones(len(hits.missed), bool), np.flatnonzero(seen.lit & ~seen.sky)
-    at = hits.missed[wall]
-    if len(wall): out[wall] = free_of_people(hits.scene, hits.origin + hits.ways[at]*seen.distance[wall, None], seen.normal[wall], sun[at])
+    if len(wall): out[wall] = free_of_people(hits.scene, seen.points[wall], seen.normal[wall], sun[hits.missed[wall]])
     return out
 
 def radiance(hits:Hits, seen:Surface, light:Light, sun:np.ndarray, clear:np.ndarray, pixel:float, open_:np.ndarray|None=None) -> np.ndarray:
@@ -203,7 +199,7 @@ def _contrast(image:np.ndarray) -> np.ndarray:
         out[tuple(low)] = np.maximum(out[tuple(low)], step); out[tuple(high)] = np.maximum(out[tuple(high)], step)
     return out
 
-# %% ../../nbs/20_data/17_render.ipynb #99bdbd99
+# %% ../../nbs/20_data/17_render.ipynb #b3323049
 def _near_sun(sun:np.ndarray, size:float, k:int) -> np.ndarray:
     "The direction of a point on the sun's disc, one of four."
     side, (a, b) = np.cross(sun, [.3, .5, .81]), ((-.7, -.2), (.2, -.7), (.7, .2), (-.2, .7))[k]
@@ -238,7 +234,9 @@ def _finer(image:np.ndarray, hits:Hits, seen:Surface, open_:np.ndarray, share:fl
     least = np.where(edge, FAINT["edge"], np.where(hits.met.reshape(size), FAINT["person"], FAINT["pattern"]))
     contrast = _contrast(image)
     rank = np.where(contrast > least, contrast, 0).ravel()
-    return np.flatnonzero(rank > np.partition(rank, -most - 1)[-most - 1]) if most else np.zeros(0, int)
+    some = rank[rank > 0]         # most pixels have no rank; many equal numbers are slow to part
+    least = np.partition(some, len(some) - most - 1)[len(some) - most - 1] if len(some) > most else 0
+    return np.flatnonzero(rank > least) if most else np.zeros(0, int)
 
 # %% ../../nbs/20_data/17_render.ipynb #1e8fe5fb
 def _refined(image:np.ndarray, fine:np.ndarray, hits:Hits, open_:np.ndarray, again) -> None:

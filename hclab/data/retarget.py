@@ -6,7 +6,7 @@
 __all__ = ['LIMBS', 'SOLE', 'ANKLE', 'BALL', 'HEEL', 'FLAT', 'SHRUG', 'FOOT_POINTS', 'Source', 'world_rotations', 'standing_feet',
            'feet_of', 'slide', 'read_source', 'Fit', 'Ground', 'ground_of', 'Retargeted', 'retarget', 'relayout']
 
-# %% ../../nbs/20_data/07b_retarget.ipynb #bf918901
+# %% ../../nbs/20_data/07b_retarget.ipynb #ec90c4c5
 import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from ..core.geometry import axis_angle_to_matrix, matrix_to_axis_angle, matrix_t
 from ..core.skeleton import ANATOMY, Skeleton, anatomy, conversion, convert, skeleton
 from .figure import apply, carry, carry_frames, dot, rotation, two_bones, unit
 from .measures import lowest, planted
-from .motion import Clip, depths, forward_kinematics
+from .motion import Clip, depths
 from .performers import SEGMENTS
 from .rigs import (NEEDED, Parts, RetargetError, Rig, bend, check_bones, completed, ease, frame_x, frame_z, frames_of, kinds_of, leg_length, mean_person, need_points, parts_of, pitch_down,
                              points_of, rest_frames, rig_of, smooth, swung, upright, with_middles)
@@ -382,26 +382,23 @@ def _path(P:dict, g:Ground) -> np.ndarray:
     out[:, 2] = g.floor + g.own + g.scale * (hips[:, 2] - g.ankle)
     return out
 
-# %% ../../nbs/20_data/07b_retarget.ipynb #7fb4f61c
+# %% ../../nbs/20_data/07b_retarget.ipynb #19c26e1d
 def _pose(fit:Fit, source:Source, hips:np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     "Joints (T,J,3) and local rotations (T,J,4), float32, of the rig whose middle of the hips is at `hips` (T,3)."
     rig, s, T = fit.rig, fit.rig.skeleton, len(hips)
     parents = s.parents
     turns = _trunk(fit, source) | _limbs(fit, source)
-    R0, up, local = rig.posed[1], {}, np.empty((len(s), T, 3, 3))
+    R0, up, local, places = rig.posed[1], {}, np.empty((len(s), T, 3, 3)), np.zeros((len(s), T, 3))
     for level in depths(s):
         for j in level:
             p = parents[j]
             up[j] = turns.get(j) if j in turns else fit.D["pelvis"] if p < 0 else up[p]
             if p < 0: local[j] = up[j] @ R0[j]
-            else: local[j] = R0[p].T @ R0[j] if up[j] is up[p] else R0[p].T @ (up[p].swapaxes(-1, -2) @ up[j]) @ R0[j]
+            else: local[j], places[j] = R0[p].T @ R0[j] if up[j] is up[p] else R0[p].T @ (up[p].swapaxes(-1, -2) @ up[j]) @ R0[j], places[p] + up[p] @ (R0[p] @ rig.offsets[j])
     q = matrix_to_quaternion(torch.from_numpy(local)).transpose(0, 1)
     q = q * torch.cumprod(torch.cat([torch.ones_like(q[:1, :, :1]), torch.where((q[1:] * q[:-1]).sum(-1, keepdim=True) < 0, -1.0, 1.0)]), 0)  # q and -q are one: no jumps
-    q, offsets = torch.nn.functional.normalize(q, dim=-1).float().contiguous(), torch.from_numpy(rig.offsets).float()
-    joints = forward_kinematics(s, offsets, q, torch.zeros(T, 3))
-    middle = (joints[:, rig.at["left_hip"]] + joints[:, rig.at["right_hip"]]) / 2
-    root = (torch.from_numpy(hips) - middle).float() + joints[:, s.root]
-    return forward_kinematics(s, offsets, q, root), q
+    places += hips - (places[rig.at["left_hip"]] + places[rig.at["right_hip"]]) / 2
+    return torch.from_numpy(places).float().transpose(0, 1).contiguous(), torch.nn.functional.normalize(q, dim=-1).float().contiguous()
 
 # %% ../../nbs/20_data/07b_retarget.ipynb #f19d4d76
 def _lock(fit:Fit, source:Source, hips:np.ndarray, stands:np.ndarray) -> None:

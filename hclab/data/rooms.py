@@ -9,7 +9,7 @@ __all__ = ['PHOTOGRAPHS', 'FABRICS', 'WOODS', 'METALS', 'PIECES', 'WIDTHS', 'FLO
            'shelf_table', 'boxes', 'from_origin', 'in_the_way', 'draw_floor', 'draw_wall', 'hang', 'draw_room',
            'furnish', 'sweep', 'draw_studio', 'paper_sky', 'backdrop_photo', 'photo_floor', 'soft_edge', 'draw_photo']
 
-# %% ../../nbs/20_data/15d_rooms.ipynb #181e68be
+# %% ../../nbs/20_data/15d_rooms.ipynb #9f8f28ca
 import math
 from functools import lru_cache, partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 from .light import Light, linear
 from .materials import (HUES, books, brick, carpet, cloth, colour, concrete, curtain, flat_patch, fraction, inside, leaves, mix, painted, painting, panelled, parquet,
                                   planks, plaster, boards, rug, stripes, tiles, wallpaper, wood)
-from .noise import cells, noise2
+from .noise import cell, noise2
 from .scenery import Ball, Belt, Box, Level, Scenery, Wall
 
 # %% ../../nbs/20_data/15d_rooms.ipynb #03a4c6be
@@ -120,7 +120,7 @@ def floored(p, base, pieces=()):
         albedo[:, index] = mix(albedo[:, index], material(q.pick(index))[0], share)
     return albedo, glow
 
-# %% ../../nbs/20_data/15d_rooms.ipynb #5aa82d4b
+# %% ../../nbs/20_data/15d_rooms.ipynb #30a3111e
 PHOTOGRAPHS = ("coffee.png", "chelsea.png", "motorcycle_left.png", "rocket.jpg", "hubble_deep_field.jpg", "ihc.png")     # of those without people
 
 @lru_cache
@@ -135,7 +135,7 @@ def photographs() -> tuple[str, ...]:
 def photo(number:int, width:int=320) -> np.ndarray:
     "A print: linear light (3,H,W) float32, `width` pixels wide. The number chooses a photograph and a part of it; odd thirds, and all where there are no photographs, are paintings."
     from PIL import Image
-    paths, one = photographs(), lambda k: float(cells(number, k, 77)[0])
+    paths, one = photographs(), lambda k: cell(number, k, 77)
     if not paths or number % 3 == 1: return painting(flat_patch(1, 1, width), number, (2, 4, 0)[int(one(0) * 3)])[0].reshape(3, width, width)
     with Image.open(paths[int(one(0) * len(paths))]) as picture:
         w, h = picture.size

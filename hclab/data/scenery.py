@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'UP', 'EAST', 'NORTH', 'WHITEST', 'SceneryError', 'Surface', 'dot', 'Rays', 'footprints', 'safe', 'Level',
-           'Wall', 'Belt', 'Box', 'Ball', 'clear_sky', 'Stage', 'bright_patches', 'Shadows', 'Scenery', 'camera_rays']
+           'Wall', 'Belt', 'Box', 'Ball', 'clear_sky', 'Stage', 'bright_patches', 'Shadows', 'Found', 'Scenery',
+           'camera_rays']
 
 # %% ../../nbs/20_data/15c_scenery.ipynb #41a13e45
 import math
@@ -18,7 +19,7 @@ from .light import Light
 from .materials import Patch, inside
 from .noise import noise2
 
-# %% ../../nbs/20_data/15c_scenery.ipynb #e5d30eb3
+# %% ../../nbs/20_data/15c_scenery.ipynb #8f9ba907
 class SceneryError(ValueError):
     "Rays or shapes that make no picture."
 
@@ -32,6 +33,7 @@ class Surface:
     sun: np.ndarray          # (n,) share of the sun that the scenery lets through
     open: np.ndarray         # (n,) share of the dome
     glow: np.ndarray         # (n,3) radiance to add: haze, reflections
+    points: np.ndarray       # (n,3) metres, world frame; where the ray starts for sky
 
     @property
     def sky(self): return np.isinf(self.distance)
@@ -55,7 +57,7 @@ def dot(a, b):
     "Scalar products (k,) of columns (3,k)."
     return a[0] * b[0] + a[1] * b[1] + a[2] * b[2]
 
-# %% ../../nbs/20_data/15c_scenery.ipynb #7993d844
+# %% ../../nbs/20_data/15c_scenery.ipynb #c5a82bdf
 @dataclass(eq=False)
 class Rays:
     "n rays from one origin."
@@ -81,18 +83,27 @@ class Rays:
         low, high = rows.min(2), rows.max(2)
         return (low + high) / 2, (high - low) / 2
 
-    def near(self, centre, radius):
-        "Indices of rays that may pass within `radius` of `centre`: runs of rays are tried first, then the rays of those that may."
+    def pick(self, index) -> "Rays":
+        "Some of the rays."
+        return Rays(self.origin, self.d.take(index, 1), self.length[index], self.unit.take(index, 1), self.angle)
+
+    def passing(self, centres, radii):
+        "(k,m) bool: runs of rays of which some may pass within radii (k,) of centres (k,3)."
+        to = np.asarray(centres, np.float32) - self.origin
+        far, (middle, half) = np.sqrt((to * to).sum(1)), self.blocks
+        cosine = np.sqrt(np.maximum(1 - np.square(radii / np.maximum(far, 1e-9)), 0)) * np.float32(.9999)
+        to = to / np.maximum(far, 1e-9)[:, None]
+        return (to @ middle + np.abs(to) @ half > cosine[:, None]) | (far <= radii * 1.01)[:, None]
+
+    def near(self, centre, radius, runs=None):
+        "Indices of rays that may pass within `radius` of `centre`, looked for in `runs` (m,) bool, a row of `passing`."
         to = np.asarray(centre, np.float32) - self.origin
-        far = float(np.linalg.norm(to))
+        far = math.sqrt(float(to @ to))
         if far <= radius * 1.01: return np.arange(self.d.shape[1])
-        cosine, to = np.float32(math.sqrt(max(1 - (radius / far) ** 2, 0)) * .9999), to / np.float32(far)
-        middle, half = self.blocks
-        run = np.flatnonzero(to @ middle + np.abs(to) @ half > cosine)
-        if not len(run): return run
-        index = (run[:, None] * BLOCK + np.arange(BLOCK)).ravel()
+        if runs is None: runs, = self.passing(np.asarray(centre)[None], np.array([radius]))
+        index = (np.flatnonzero(runs)[:, None] * BLOCK + np.arange(BLOCK)).ravel()
         index = index[:np.searchsorted(index, self.d.shape[1])]
-        return index[to @ self.unit.take(index, 1) > cosine]
+        return index[to / np.float32(far) @ self.unit.take(index, 1) > np.float32(math.sqrt(max(1 - (radius / far) ** 2, 0)) * .9999)]
 
 # %% ../../nbs/20_data/15c_scenery.ipynb #df91ec03
 def footprints(foot, unit, normal, along, across):
@@ -187,7 +198,7 @@ class Belt:
         normal = -points * np.array([[1], [1], [0]], np.float32); normal /= np.sqrt(dot(normal, normal))
         return Patch(np.arctan2(points[1], points[0]) * np.float32(self.radius), points[2], foot, foot, unit, normal, light)
 
-# %% ../../nbs/20_data/15c_scenery.ipynb #64f3a545
+# %% ../../nbs/20_data/15c_scenery.ipynb #cc643d60
 @dataclass(eq=False)
 class Box:
     "A box that is turned about the vertical."
@@ -210,8 +221,8 @@ class Box:
         a, b = (-h - p) * inverse, (h - p) * inverse
         low, high = np.minimum(a, b), np.maximum(a, b)
         return np.maximum(np.maximum(low[0], low[1]), low[2]), np.minimum(np.minimum(high[0], high[1]), high[2])
-    def hit(self, rays):
-        index = rays.near(self.centre, self.radius)
+    def hit(self, rays, runs=None):
+        index = rays.near(self.centre, self.radius, runs)
         if not len(index): return index, np.zeros(0, np.float32)
         enter, leave = self.slabs((self.axes @ (rays.origin - self.centre))[:, None], self.axes @ rays.d[:, index])
         keep = (enter < leave) & (enter > 1e-4)
@@ -243,7 +254,7 @@ def touch(self:Box, points, reach):
     q = np.maximum(q, 0)
     return np.float32(.62) * np.clip(1 - np.sqrt(dot(q, q)) * np.float32(1 / reach), 0, 1) ** 2
 
-# %% ../../nbs/20_data/15c_scenery.ipynb #43e8fbd3
+# %% ../../nbs/20_data/15c_scenery.ipynb #2191b7fa
 @dataclass(eq=False)
 class Ball:
     "An ellipsoid with upright axis."
@@ -257,8 +268,8 @@ class Ball:
         self.centre, self.half = np.asarray(self.centre, np.float32), np.asarray(self.half, np.float32)
         self.radius = float(self.half.max())
         self.reach = min(.5, .12 + .6 * float(self.half[2]))
-    def hit(self, rays):
-        index = rays.near(self.centre, self.radius)
+    def hit(self, rays, runs=None):
+        index = rays.near(self.centre, self.radius, runs)
         if not len(index): return index, np.zeros(0, np.float32)
         p, d = ((rays.origin - self.centre) / self.half)[:, None], rays.d[:, index] / self.half[:, None]
         dd, pd = dot(d, d), dot(p, d)
@@ -322,7 +333,7 @@ def clear_sky(unit, light:Light, cover:float=.4, seed:int=0, angle:float=0.):
         out = out + (bright * (1 - np.float32(.28) * inner) - out) * (share * np.float32(.9))
     return out.astype(np.float32)
 
-# %% ../../nbs/20_data/15c_scenery.ipynb #77a20a96
+# %% ../../nbs/20_data/15c_scenery.ipynb #ed25fcab
 @dataclass(eq=False)
 class Stage:
     "Shapes under a light: what `Scenery` is made of."
@@ -347,10 +358,12 @@ class Stage:
 
     def cast(self, rays):
         "Distance to the nearest shape (n,), in lengths of the direction, and its number (n,), -1 for none."
-        n = rays.d.shape[1]
+        n, solid = rays.d.shape[1], [k for k, s in enumerate(self.shapes) if isinstance(s, (Box, Ball))]
         t, which = np.full(n, np.inf, np.float32), np.full(n, -1, np.int16)
+        runs = dict(zip(solid, rays.passing(*(np.array([getattr(self.shapes[k], name) for k in solid], np.float32) for name in ("centre", "radius"))))) if solid else {}
         for k, shape in enumerate(self.shapes):
-            index, s = shape.hit(rays)
+            if k in runs and not runs[k].any(): continue
+            index, s = shape.hit(rays, runs[k]) if k in runs else shape.hit(rays)
             nearer = s < t[index]
             index = index[nearer]
             t[index], which[index] = s[nearer], k
@@ -415,16 +428,34 @@ class Shadows(Stage):
             sun *= 1 / (1 + far * far)
         return sun * bright_patches(points, foot, d, self.panes) if self.panes else sun, dome
 
-# %% ../../nbs/20_data/15c_scenery.ipynb #80f42828
+# %% ../../nbs/20_data/15c_scenery.ipynb #97b61037
+@dataclass(eq=False)
+class Found:
+    "Where n rays end."
+    rays: Rays
+    distance: np.ndarray         # (n,) in lengths of the directions, inf for nowhere
+    which: np.ndarray            # (n,) number of the shape, -1 for none
+
+    def of(self, index) -> "Found": return Found(self.rays.pick(index), self.distance[index], self.which[index])    # some of them
+
+# %% ../../nbs/20_data/15c_scenery.ipynb #ae2c9969
 WHITEST = .95     # albedo: nothing sends back more (fresh snow .9)
 
 class Scenery(Shadows):
-    "Shapes under a light: call it with rays."
+    "Shapes under a light: call it with rays, or `find` first and look at some of what was found with `show`."
     def __call__(self, origin, directions, angle:float|None=None, # radians a pixel covers: detail finer than that fades
                 ) -> Surface:
         "What rays from `origin` (3,) along `directions` (n,3) meet, as a `Surface`."
+        return self.show(self.find(origin, directions, angle))
+
+    def find(self, origin, directions, angle:float|None=None) -> Found:
+        "Where the same rays end: much cheaper than what they meet."
         rays = Rays.of(origin, directions, angle)
-        t, which = self.cast(rays)
+        return Found(rays, *self.cast(rays))
+
+    def show(self, found:Found) -> Surface:
+        "What rays meet that were found to end somewhere."
+        rays, t, which = found.rays, found.distance, found.which
         n, hit = len(t), np.flatnonzero(which >= 0)
         colour, normal, glow, sun, dome = np.zeros((3, n), np.float32), -rays.unit, np.zeros((3, n), np.float32), np.ones(n, np.float32), np.ones(n, np.float32)
         far = np.where(which >= 0, t, 0) * rays.length
@@ -448,7 +479,7 @@ class Scenery(Shadows):
         if len(away):
             bent = normal[:, away] - (facing[away] + np.float32(2e-3)) * rays.unit[:, away]
             normal[:, away] = bent / np.sqrt(dot(bent, bent))
-        return Surface(np.ascontiguousarray(colour.T), t, np.ascontiguousarray(normal.T), which >= 0, sun, dome, np.ascontiguousarray(glow.T))
+        return Surface(np.ascontiguousarray(colour.T), t, np.ascontiguousarray(normal.T), which >= 0, sun, dome, np.ascontiguousarray(glow.T), np.ascontiguousarray(points.T))
 
 # %% ../../nbs/20_data/15c_scenery.ipynb #198e0440
 def camera_rays(camera:Camera):

@@ -114,7 +114,7 @@ class WorldConfig(Config):
         low, high = SPLITS[self.split]
         return range(round(low*count), max(round(high*count), round(low*count) + 1))
 
-# %% ../../nbs/20_data/22_world.ipynb #0d3e4348
+# %% ../../nbs/20_data/22_world.ipynb #506a7838
 FPS, SECONDS, APART = 25, 2.4, .75    # of a clip; metres between people
 
 @dataclass(frozen=True)
@@ -131,10 +131,10 @@ def act(config:WorldConfig, rng:np.random.Generator, at:np.ndarray, turn:float|N
     who = identity(int(rng.choice(config.of(config.identities))), int(rng.integers(config.outfits)), config.seed)
     if config.wear: who = replace(who, look=replace(who.look, **dict(config.wear)))
     action, performer = str(rng.choice(config.actions or tuple(ACTIONS))), int(rng.choice(config.of(config.performers)))
-    clip = generate(action, performer, SECONDS, fps=FPS, seed=int(rng.integers(2**31)), layout="FIGURE")
-    frame, layer = int(rng.integers(2, len(clip) - 2)), body()
+    seed, frame, layer = int(rng.integers(2**31)), int(rng.integers(2, round(SECONDS*FPS) - 2)), body()
+    clip = generate(action, performer, SECONDS, fps=FPS, seed=seed, layout="FIGURE", keep=(frame - 2, frame + 3))
     coefficients = _coefficients(who.shape)
-    rotations, places = pose_from_clip(layer, coefficients, clip.slice(frame - 2, frame + 3), hands=float(rng.uniform(.6, 1.8)))
+    rotations, places = pose_from_clip(layer, coefficients, clip, hands=float(rng.uniform(.6, 1.8)))
     with torch.no_grad(): posed = layer(coefficients, rotations[2:3], places[2:3])
     return _moved(Actor(who, action, performer, dress(layer, who.look, who.shape, posed), _facing(posed)), at, turn)
 
@@ -142,7 +142,7 @@ def act(config:WorldConfig, rng:np.random.Generator, at:np.ndarray, turn:float|N
 def _coefficients(shape) -> torch.Tensor:
     with torch.no_grad(): return body().coefficients(shape.values()[None])
 
-# %% ../../nbs/20_data/22_world.ipynb #79e2c6af
+# %% ../../nbs/20_data/22_world.ipynb #1b63529b
 def _facing(posed) -> float:
     "Which way a posed person's pelvis faces, radians about z from -y."
     ahead = posed.turns[0, 0].numpy() @ np.array([0, -1.0, 0])
@@ -154,7 +154,7 @@ def _moved(actor:Actor, at:np.ndarray, turn:float|None) -> Actor:
     angle = 0.0 if turn is None else turn - actor.facing
     c, s = np.cos(angle), np.sin(angle)
     R = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]], np.float32)
-    middle = np.array([*(p.vertices[:, :2].min(0) + p.vertices[:, :2].max(0))/2, 0], np.float32)
+    middle = np.array([*(p.bounds[0][:2] + p.bounds[1][:2])/2, 0], np.float32)
     shift = np.array([*at, 0], np.float32)
     move = lambda x: (x - middle) @ R.T + shift
     return Actor(actor.who, actor.action, actor.performer, Person(p.look, p.shape, p.outfit, move(p.vertices), (p.normals @ R.T).astype(np.float32), move(p.joints)), actor.facing + angle)
@@ -178,11 +178,11 @@ def off_people(camera:Camera, people:list[Person]) -> float:
     eye = camera.centre.numpy().astype(np.float32)
     return min(float(np.linalg.norm(p.vertices - eye, axis=1).min()) for p in people)
 
-# %% ../../nbs/20_data/22_world.ipynb #304d063c
+# %% ../../nbs/20_data/22_world.ipynb #e8a81d1a
 def place_camera(config:WorldConfig, rng:np.random.Generator, first:Actor) -> Camera:
     "A camera for a scene."
     H, W = config.size
-    low, high = first.person.vertices.min(0), first.person.vertices.max(0)
+    low, high = first.person.bounds
     tall = max(high[2] - low[2], .6*np.linalg.norm((high - low)[:2]), .4)
     focal = rng.uniform(*config.focal)*H
     distance = focal*tall/(rng.uniform(*config.scale)*H)
@@ -233,7 +233,7 @@ def hidden_of(scene:Scene) -> np.ndarray:
     "(N,) float32: of the pixels that each person alone would have in the picture, the share that somebody or something hides; 1 for who is outside."
     return hidden_shares([a.person for a in scene.actors], scene.camera, scene.picture.instance_ids)
 
-# %% ../../nbs/20_data/22_world.ipynb #ed15f5df
+# %% ../../nbs/20_data/22_world.ipynb #9f5bb20d
 BEHIND = .12    # metres under the visible surface at which a joint still counts as visible: half a trunk
 
 def visibility(joints3d:np.ndarray, joints2d:np.ndarray, depth:np.ndarray) -> np.ndarray:
@@ -259,7 +259,7 @@ def whole_box(camera:Camera, vertices:np.ndarray) -> np.ndarray:
 
 def view_of(actor:Actor, camera:Camera) -> str:
     "Front, left side, back or right side, as the camera sees somebody."
-    eye = camera.centre.numpy()[:2] - (actor.person.vertices[:, :2].min(0) + actor.person.vertices[:, :2].max(0))/2
+    eye = camera.centre.numpy()[:2] - sum(actor.person.bounds)[:2]/2
     angle = np.degrees(np.arctan2(eye[0], -eye[1]) - actor.facing) % 360      # 0: in front, 90: on the person's left
     return VIEWS[int((angle + 45)//90) % 4]
 
