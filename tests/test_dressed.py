@@ -105,6 +105,13 @@ def test_hair_stays_out_of_the_face_and_out_of_the_shirt(style):
         assert (locks & low).sum() > 40, "long hair is seen on the back"
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_long_hair_falls_beside_the_head_and_not_over_the_shoulders_like_a_cape(seed):
+    for style in ("bob", "long"):
+        places = hair(style, seed)[1].neutral
+        assert np.abs(places[:, 0]).max() < .145, "shoulders are .19 wide and more, to either side"
+
+
 def test_the_hairline_is_where_hair_begins():
     for seed in (0, 3):
         for piece in hair("short", seed)[:1]: assert np.mean(above_hairline(piece.neutral, seed) > -1e-3) > .98   # the line jumps around the ears

@@ -2,6 +2,7 @@
 import hashlib
 import multiprocessing
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import open3d as o3d
@@ -11,9 +12,16 @@ import torch
 from hclab.core.config import ConfigError
 from hclab.core.sample import validate
 from hclab.data.augment import mirror, warp
+from hclab.data.backdrops import draw_backdrop
 from hclab.data.body import body
 from hclab.data.dress import joints_in
-from hclab.data.world import BEHIND, SETS, World, WorldConfig, draw_sample, draw_scene, ready_made, view_of, visibility
+from hclab.data.grammar import ACTIONS
+from hclab.data.materials import colour, painted
+from hclab.data.occlusion import with_things
+from hclab.data.render import Settings, render
+from hclab.data.scenery import Box
+from hclab.data.store import set_folder
+from hclab.data.world import BEHIND, SETS, World, WorldConfig, draw_sample, draw_scene, hidden_of, ready_made, view_of, visibility
 
 SMALL = replace(SETS["rgbd"], size=(128, 128))
 
@@ -133,6 +141,24 @@ def test_settings_change_what_they_name():
     assert not torch.equal(noisy["attributes"], base["attributes"]) and torch.equal(noisy["image"], base["image"])
 
 
+def test_annotated_actions_are_wrong_as_often_as_asked_and_nothing_else_is():
+    true = replace(SMALL, size=(16, 16), actions=("walk", "wave", "jump", "squat"))
+    asked, names = .3, list(ACTIONS)
+    pairs = [(draw_sample(replace(true, label_noise=asked), i), draw_sample(true, i)) for i in range(60)]
+    wrong = [(a["action"], b["action"]) for a, b in pairs if a["action"] != b["action"]]
+    assert abs(len(wrong) - 60*asked) < 3*(60*asked*(1 - asked))**.5, "a binomial's three standard deviations"
+    assert {names[a["action"]] for a, _ in pairs} <= set(true.actions) and len({a for a, _ in wrong}) > 1, "others of the same world"
+    for a, b in pairs:
+        assert a["caption"] == b["caption"] and names[b["action"]].replace("_", " ") in b["caption"]
+        assert all(torch.equal(a[k], b[k]) for k in ("image", "depth", "joints2d", "attribute_mask")) and a["identity"] == b["identity"]
+        validate(a)
+    assert [draw_sample(replace(true, label_noise=asked), i)["action"] for i in range(8)] == [a["action"] for a, _ in pairs[:8]]
+    always = replace(true, label_noise=1.0)
+    assert all(draw_sample(always, i)["action"] != draw_sample(true, i)["action"] for i in range(8))
+    alone = replace(always, actions=("walk",))
+    assert len({draw_sample(alone, i)["action"] for i in range(6)} - {names.index("walk")}) > 1, "one action has no other: any of the grammar"
+
+
 def test_a_missing_modality_is_a_missing_key():
     config = replace(SMALL, missing=1.0)
     missing = [{"image", "depth"} - set(draw_sample(config, i)) for i in range(6)]
@@ -178,7 +204,7 @@ def test_joints_of_all_layouts_are_those_of_the_posed_body():
 
 @pytest.mark.parametrize("wrong, says", [
     (dict(split="tset"), "did you mean"), (dict(people=(0, 2)), "from 1 to 12"), (dict(people=(3, 2)), "from 1 to 12"), (dict(size=(8, 8)), "from 16 to 4096"), (dict(scale=(.9, .1)), "the smaller first"),
-    (dict(wear=("top",)), "give pairs"), (dict(wear=(("hat", "red"),)), "WorldConfig.wear"), (dict(wear=(("top", "jaket"),)), "did you mean"), (dict(places=("mars",)), "WorldConfig.places"), (dict(styles=("noon",)), "WorldConfig.styles"), (dict(actions=("fly",)), "WorldConfig.actions"), (dict(layout="COCO18"), "unknown skeleton"), (dict(height=(-1, 2)), "WorldConfig.height")])
+    (dict(wear=("top",)), "give pairs"), (dict(wear=(("hat", "red"),)), "WorldConfig.wear"), (dict(wear=(("top", "jaket"),)), "did you mean"), (dict(places=("mars",)), "WorldConfig.places"), (dict(styles=("noon",)), "WorldConfig.styles"), (dict(actions=("fly",)), "WorldConfig.actions"), (dict(layout="COCO18"), "unknown skeleton"), (dict(height=(-1, 2)), "WorldConfig.height"), (dict(occlusion=1.5), "WorldConfig.occlusion"), (dict(covered=(.6, .1)), "WorldConfig.covered"), (dict(covered=(0, 1.2)), "WorldConfig.covered"), (dict(reach=(.5, 3)), "WorldConfig.reach")])
 def test_what_cannot_be_drawn_is_said(wrong, says):
     with pytest.raises(ValueError, match=says): WorldConfig(**wrong)
 
@@ -210,3 +236,136 @@ def test_an_added_colour_and_garment_change_nobody_else(monkeypatch):
     monkeypatch.setitem(people.SLEEVES, "smock", "short")
     s = draw_sample(asked, 0)
     assert "mint" in s["caption"] and s["attributes"][people.ATTRIBUTES.index("green top")] == 1
+
+
+# ------------------------------------------------------------------------------------------------ things in front
+BEHIND_THINGS = [(replace(SMALL, occlusion=1.0), i) for i in (0, 1, 6, 8, 9)] + [(replace(SETS["crowd"], size=(144, 144), people=(3, 3), occlusion=1.0), 1), (replace(SETS["depth_pose"], size=(128, 128), sensor_depth=False, occlusion=1.0), 2)]
+
+
+@pytest.fixture(scope="module")
+def hidden():
+    "Scenes with a thing and the same without: (config, scene, sample, scene without, sample without)."
+    out = []
+    for config, i in BEHIND_THINGS:
+        plain = replace(config, occlusion=0.0)
+        out.append((config, draw_scene(config, i), validate(draw_sample(config, i)), draw_scene(plain, i), draw_sample(plain, i)))
+    return out
+
+
+def stopped_by(things, scene, points):
+    "(n,) bool: a box or ball lies between the camera and the points (n,3), by halving no formula: small steps along each way."
+    eye = scene.camera.centre.numpy()
+    steps = eye + (points[:, None] - eye)*np.linspace(.02, 1, 600)[None, :, None]
+    out = np.zeros(len(points), bool)
+    for s in things:
+        if hasattr(s, "axes"): inside = (np.abs((steps - s.centre) @ s.axes.T) < s.half).all(-1)
+        else: inside = (((steps - s.centre)/s.half)**2).sum(-1) < 1
+        out |= inside.any(1)
+    return out
+
+
+def test_what_a_thing_leaves_alone_is_as_before(hidden):
+    for _, scene, s, _, plain in hidden:
+        assert scene.things
+        gone = (plain["instance_ids"] > 0) & (s["instance_ids"] == 0)
+        assert gone.any() and ((s["instance_ids"] == plain["instance_ids"]) | gone).all(), "a thing makes nobody and moves nobody"
+        for key in ("body_parts", "garments"): assert torch.equal(s[key][~gone], plain[key][~gone]) and not s[key][gone].any()
+        assert torch.allclose(s["iuv"][:, ~gone], plain["iuv"][:, ~gone], atol=1e-5) and not s["iuv"][:, gone].any()
+        for key in ("joints2d", "joints3d", "boxes", "attributes"): assert torch.equal(s[key], plain[key]), key
+        assert all(torch.equal(s["camera"][k], plain["camera"][k]) for k in s["camera"]) and s["caption"] == plain["caption"] and s["action"] == plain["action"] and s["identity"] == plain["identity"]
+
+
+def test_a_thing_is_nearer_than_what_it_hides_and_touches_nobody(hidden):
+    for _, scene, s, _, plain in hidden:
+        gone = (plain["instance_ids"] > 0) & (s["instance_ids"] == 0)
+        assert (s["depth"][0][gone] < plain["depth"][0][gone] - BEHIND).all()
+        changed = (s["depth"] != plain["depth"]) & (plain["depth"] > 0)
+        assert (s["depth"][changed] < plain["depth"][changed]).all(), "and than all else behind it"
+        for actor in scene.actors:
+            for t in scene.things:
+                inside = (np.abs((actor.person.vertices - t.centre) @ t.axes.T) < t.half).all(1) if hasattr(t, "axes") else (((actor.person.vertices - t.centre)/t.half)**2).sum(1) < 1
+                assert not inside.any()
+        low = min(float(t.centre[2] - t.half[2]) for t in scene.things)
+        assert -.01 < low < .12, "it stands on the floor"
+
+
+def test_a_covered_joint_is_occluded_and_a_free_one_is_not_changed(hidden):
+    hid = 0
+    for _, scene, s, _, plain in hidden:
+        boxes = [t for t in scene.things if hasattr(t, "axes")]
+        leafy = [t for t in scene.things if not hasattr(t, "axes")]
+        for n in range(len(scene.actors)):
+            world = scene.camera.to_world(s["joints3d"][n].double()).numpy()
+            covered, maybe = stopped_by(boxes, scene, world), stopped_by([replace(t, half=t.half*1.15) for t in leafy], scene, world)
+            for j, (now, was) in enumerate(zip(s["visibility"][n].tolist(), plain["visibility"][n].tolist())):
+                x, y = s["joints2d"][n, j].tolist()
+                edge = (s["instance_ids"] > 0)[max(int(y) - 1, 0):int(y) + 2, max(int(x) - 1, 0):int(x) + 2].any() if was else True
+                if covered[j] and not edge: assert now == 1 if was else now == 0; hid += was == 2
+                if not covered[j] and not maybe[j] and not (plain["depth"] != s["depth"])[0, max(int(y) - 1, 0):int(y) + 2, max(int(x) - 1, 0):int(x) + 2].any(): assert now == was
+                assert now <= was, "nothing becomes visible"
+    assert hid > 10, f"{hid} joints were seen before and are covered"
+
+
+def test_boxes_of_what_is_seen_and_hidden_shares_are_those_of_the_masks(hidden):
+    for config, scene, s, before, plain in hidden:
+        shares = hidden_of(scene)
+        for n in range(len(scene.actors)):
+            mask = s["instance_ids"] == n + 1
+            y, x = mask.nonzero(as_tuple=True)
+            assert s["visible_boxes"][n].tolist() == ([x.min(), y.min(), x.max() + 1, y.max() + 1] if len(x) else [0, 0, 0, 0])
+            if len(scene.actors) == 1: assert abs(1 - float(shares[n]) - int(mask.sum())/int((plain["instance_ids"] == 1).sum())*(1 - float(hidden_of(before)[n]))) < 1e-5
+            assert hidden_of(before)[n] <= shares[n] <= 1
+        seen = (plain["instance_ids"] == 1).sum()
+        share = 1 - int((s["instance_ids"] == 1).sum())/int(seen)
+        assert config.covered[0] - .05 < share < config.covered[1] + .05, share
+
+
+def test_pictures_hold_things_as_often_and_as_large_as_asked():
+    config = replace(SMALL, size=(64, 64), occlusion=.5, covered=(.3, .3))
+    scenes = [draw_scene(config, i) for i in range(40)]
+    often = sum(bool(s.things) for s in scenes)
+    assert 10 <= often <= 30, "half of forty, give or take three standard deviations"
+    shares = np.array([hidden_of(s)[0] for s in scenes if s.things])
+    assert abs(np.median(shares) - .3) < .02 and np.mean(np.abs(shares - .3) < .08) > .9
+    assert not any(draw_scene(replace(config, occlusion=0.0), i).things for i in range(3))
+
+
+def test_without_things_no_byte_changes_and_with_them_the_same_bytes_again():
+    for i in (0, 6):
+        assert digest(draw_sample(replace(SMALL, occlusion=0.0, covered=(.2, .3)), i)) == digest(draw_sample(SMALL, i))
+        there = [digest(draw_sample(replace(SMALL, occlusion=1.0), i)) for _ in range(2)]
+        assert there[0] == there[1] != digest(draw_sample(SMALL, i))
+    assert len({set_folder("rgbd", replace(SMALL, **change)).name for change in ({}, dict(occlusion=.5), dict(occlusion=.5, covered=(.2, .3)))}) == 3, "each is a set of its own"
+
+
+def test_a_thing_shades_the_floor_and_the_person_and_lights_nothing():
+    "Beside the same picture without it; the sun comes over the camera's shoulder and past the thing, and no pixel is drawn finer, so that light is all that differs."
+    scene = draw_scene(replace(SMALL, places=("street",), styles=("day",)), 4)
+    people, camera = [a.person for a in scene.actors], scene.camera
+    eye, middle = camera.centre.numpy(), people[0].vertices.mean(0)
+    backdrop = draw_backdrop(np.random.default_rng(0), "street", "day", eye)
+    way = np.append((eye - middle)[:2], 0)/np.linalg.norm((eye - middle)[:2])
+    sun = np.array([way[0] - way[1], way[1] + way[0], .8])/np.sqrt(2.64)
+    backdrop = replace(backdrop, light=(light := replace(backdrop.light, direction=sun)), scenery=replace(backdrop.scenery, light=light))
+    crate = Box(partial(painted, base=colour("#808080")), (*(middle + sun*1.1)[:2], .6), (.3, .3, .6), float(np.arctan2(sun[1], sun[0])))
+    free, other = (render(people, camera, b, np.random.default_rng(0), Settings(refine=0, noise=0)) for b in (backdrop, with_things(backdrop, [crate])))
+    same = free.depth == other.depth
+    change = other.image.astype(int).mean(-1) - free.image.astype(int).mean(-1)
+    on, off = same & (other.instance_ids == 1), same & (other.instance_ids == 0)
+    assert (change[on] < -8).sum() > 30 and (change[off] < -8).sum() > 30, "a shadow on the person, and one on the ground"
+    assert (change[same] > 6).sum() <= 3, "nothing becomes brighter"
+
+
+def test_walls_come_as_near_as_reach_allows_and_the_default_draws_nothing_for_it():
+    far, near = replace(SMALL, size=(48, 48), places=("room",)), replace(SMALL, size=(48, 48), places=("room",), reach=(1.3, 1.3))
+    depth = lambda c: np.array([np.median(draw_sample(c, i)["depth"][draw_sample(c, i)["instance_ids"][None] == 0]) for i in range(6)])
+    assert (depth(near) < depth(far)).all(), "the same rooms, smaller"
+    assert digest(draw_sample(replace(far, reach=(3.0, 3.0)), 1)) == digest(draw_sample(far, 1))
+    mixed = [draw_sample(replace(near, reach=(1.3, 3.0)), i)["depth"] for i in range(2)]
+    assert all(torch.equal(a, draw_sample(replace(near, reach=(1.3, 3.0)), i)["depth"]) for i, a in enumerate(mixed))
+
+
+def test_domains_shows_every_place_in_every_light():
+    config = replace(SETS["domains"], size=(16, 16))
+    found = {(s.place, s.style) for s in (draw_scene(config, i) for i in range(90))}
+    assert len({place for place, _ in found}) == 4 and len({style for _, style in found}) == 5 and len(found) >= 17, "of twenty"

@@ -14,7 +14,7 @@ from .outdoors import draw_field, draw_street
 from .rooms import draw_photo, draw_room, draw_studio
 from .scenery import Found, Scenery, Surface
 
-# %% ../../nbs/20_data/15f_backdrops.ipynb #f7b2b98e
+# %% ../../nbs/20_data/15f_backdrops.ipynb #a7838c1c
 class BackdropError(ValueError):
     "A kind, a style or a camera for which there is no backdrop."
 
@@ -26,6 +26,7 @@ class Backdrop:
     light: Light
     scenery: Scenery
     exposure: Exposure
+    things: tuple = ()      # of the scenery's shapes, those that stand among people: they shade them
 
     def __call__(self,
                  origin,                    # (3,) where the rays start, metres, z up

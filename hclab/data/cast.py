@@ -17,14 +17,15 @@ from .dress import Person
 
 import open3d as o3d  # isort: skip - after `pieces`, which keeps it quiet
 
-# %% ../../nbs/20_data/16b_cast.ipynb #571a7224
+# %% ../../nbs/20_data/16b_cast.ipynb #b164ee83
 class RenderError(ValueError):
     "A scene that cannot be rendered."
 
 class Scene:
     "People in one ray-casting scene. Raises `RenderError` for vertices that are not finite."
-    def __init__(self, people:list[Person]):
-        self.people, self.rays = people, o3d.t.geometry.RaycastingScene(nthreads=1)
+    def __init__(self, people:list[Person], things=None   # `scenery.Shadows` of what stands so near that it shades them
+                ):
+        self.people, self.things, self.rays = people, things, o3d.t.geometry.RaycastingScene(nthreads=1)
         empty = lambda *shape: np.zeros((0, *shape), np.float32)
         join = lambda parts, *shape: np.concatenate(parts) if people else empty(*shape)
         first = np.cumsum([0, *(len(p.vertices) for p in people)])

@@ -142,13 +142,13 @@ def encode_picture(key:str, value:Tensor, encoding:Encoding) -> bytes:
     if key in LABEL_MAPS: return encode_labels(key, value, encoding)
     return {"image": encode_image, "depth": encode_depth, "iuv": encode_iuv}[key](value, encoding)
 
-# %% ../../nbs/20_data/18_encode.ipynb #cd45ac8b
+# %% ../../nbs/20_data/18_encode.ipynb #4f694608
 MODES = {"image": ("RGB",), "depth": ("I;16",), "iuv": ("RGB",), **dict.fromkeys(LABEL_MAPS, ("P", "L"))}   # Pillow's names
 
 def _pixels(key:str, data:bytes) -> np.ndarray:
     "The pixels of a stored picture. Raises `EncodingError` for what is no picture, or one of another kind."
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as picture:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG") if key == "image" else ("PNG",)) as picture:      # a JPEG keeps neither depth nor ids
             if picture.mode in MODES[key]: return np.array(picture)
             mode = picture.mode
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:

@@ -146,7 +146,24 @@ def write_shard(folder:Path,     # of the shards
     atomic_write(folder/name, data)
     return name, dict(rows=len(rows), bytes=len(data), sha256=digest)
 
-# %% ../../nbs/20_data/18b_shards.ipynb #82caae83
+# %% ../../nbs/20_data/18b_shards.ipynb #435d0010
+def _wrong_card(values:dict) -> str:
+    "What no maker writes into a card of a set; empty where all is well."
+    kinds = dict(name=str, sample_of=str, config=dict, n=int, rows=int, encoding=dict, code=dict, shards=dict, complete=bool, format=int)
+    if wrong := {*kinds} ^ {*values}: return f"keys {sorted(wrong)} are missing or unknown"
+    if wrong := [k for k, kind in kinds.items() if type(values[k]) is not kind]: return f"{wrong[0]}={values[wrong[0]]!r} is no {kinds[wrong[0]].__name__}"
+    n, rows, shards = values["n"], values["rows"], values["shards"]
+    if n < 1 or rows < 1: return f"n={n}, rows={rows}: each is at least 1"
+    for k, (name, about) in enumerate(shards.items()):
+        found = SHARD_NAME.fullmatch(name)
+        if not found or int(found[1]) != k: return f"{name!r} is not the name of shard {k}"
+        kinds = dict(rows=int, bytes=int, sha256=str)
+        if not isinstance(about, dict) or {*about} != {*kinds} or any(type(about[key]) is not kind for key, kind in kinds.items()): return f"{name} is described as {about!r}"
+        if not about["sha256"].startswith(found[2]) or about["bytes"] < 1: return f"{name} has another sha256 than its name says, or no bytes"
+        if not 1 <= (least := min(rows, n - k*rows)) <= about["rows"] <= rows: return f"{name} has {about['rows']} samples, {least} to {rows} are expected"      # more, where a larger set was begun
+    return f"{len(shards)} shards cannot hold {n:,} samples" if values["complete"] and len(shards) != -(-n//rows) else ""
+
+# %% ../../nbs/20_data/18b_shards.ipynb #ea9e1348
 @dataclass(frozen=True)
 class SetCard:
     "What a stored set is: the content of its `set.json`."
@@ -175,6 +192,7 @@ class SetCard:
         except (JsonError, KeyError, TypeError, ValueError) as e: raise StoreError(f"{path} is damaged ({e}); make the set again: shards of which it is not known what made them are not used") from e
         if content_hash(values, 64) != digest: raise StoreError(f"{path} was changed after it was written; make the set again")
         if form != FORMAT: raise StoreError(f"{path} is of format {form}, this version reads {FORMAT}; make the set again")
+        if wrong := _wrong_card(values): raise StoreError(f"{path}: {wrong}; make the set again")
         return cls(**{k: v for k, v in values.items() if k != "format"})
 
 # %% ../../nbs/20_data/18b_shards.ipynb #882e9124
@@ -220,7 +238,7 @@ class Stored:
         first = self.names.index(name)*self.card.rows
         return StoreError(f"{self.folder/DATA/name}: {why}. Samples {first} to {first + self.card.shards[name]['rows'] - 1} cannot be read; make the set again: this shard is made anew and sound ones are kept")
 
-# %% ../../nbs/20_data/18b_shards.ipynb #b67bb307
+# %% ../../nbs/20_data/18b_shards.ipynb #3686a2a9
 def _checked(self, name:str, anew:bool) -> Shard:
     "A shard after its check; `anew`: check again what was checked before."
     if anew: self._shards.pop(name, None)
@@ -242,8 +260,10 @@ def row(self, index:int) -> dict[str, Any]:
     raise self._broken(name, "it changes while it is read")
 
 def _sample(self, index:int) -> dict[str, Any]:
-    "A sample. Raises `StoreError`, `IndexError`."
-    return decode(self.row(index), self.keys, self.check)
+    "A sample. Raises `StoreError`, also for a sound shard that holds what is no sample; `IndexError`."
+    row = self.row(index)
+    try: return decode(row, self.keys, self.check)
+    except (ValueError, TypeError, OverflowError, RecursionError) as e: raise StoreError(f"{self.where(index)}: {e}; whoever made the set wrote what is no sample: make it again") from e
 
 Stored._checked, Stored.row, Stored.__getitem__ = _checked, row, _sample
 

@@ -397,7 +397,7 @@ def make(folder:Path|str,                  # of the set, see `set_folder`; missi
         if missing or not _says(job): _finish(job, shards)
     return Stored(folder, n)
 
-# %% ../../nbs/20_data/18c_store.ipynb #4b6ccc12
+# %% ../../nbs/20_data/18c_store.ipynb #e07f280d
 def _not_less(job:Job) -> Job:
     "The job, with as many samples as the finished set has if that is more."
     card = SetCard.read(job.folder)
@@ -417,7 +417,7 @@ def _in_parallel(job:Job, missing:list[int], workers:int, timeout:float, start_m
         preflight(job.folder/DATA, estimate.bytes)
         if approve is not None and not approve(estimate): raise MakeError(f"{job.folder.name} was not made: {estimate} was not approved")
         with progress(job.folder.name, estimate.missing, tell) as report: return _make_missing(job, crew, missing, report)
-    finally: crew.end()
+    finally: crew.end(); remove_stale_temps(job.folder/DATA)      # of workers that were ended while they wrote
 
 # %% ../../nbs/20_data/18c_store.ipynb #5d57341b
 @dataclass(frozen=True)

@@ -209,8 +209,8 @@ def data_list():
         from hclab.data.store import set_lines
         print("\n".join(set_lines()))
 
-# %% ../../nbs/80_lab/11_cli.ipynb #5b2803e1
-DRAWN_SETS = ("rgbd", "person_crops", "crowd", "reid", "sports", "depth_pose")   # those of `hclab.data.world`, which is not loaded to name them
+# %% ../../nbs/80_lab/11_cli.ipynb #1ef58f25
+DRAWN_SETS = ("rgbd", "person_crops", "crowd", "reid", "sports", "depth_pose", "domains")   # those of `hclab.data.world`, which is not loaded to name them
 
 @data_app.command("make")
 def data_make(name:Annotated[str, typer.Argument(help="A drawn set: rgbd, person_crops, crowd, reid, sports or depth_pose.")],

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SAMPLE_OF', 'changed', 'make_set', 'show_set']
 
-# %% ../../nbs/80_lab/09c_drawn_sets.ipynb #73a9c2f3
+# %% ../../nbs/80_lab/09c_drawn_sets.ipynb #8236329b
 import ast
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..core.config import ConfigError, did_you_mean
 from ..data.store import Estimate, Stored, make, set_folder
-from ..data.world import SETS, World, WorldConfig, ready_made
+from ..data.world import SETS, World, WorldConfig, ready_made, stored_as
 from .sources import sources
 
 # %% ../../nbs/80_lab/09c_drawn_sets.ipynb #26f9dcc1
@@ -31,13 +31,13 @@ def changed(name:str,                   # a ready-made set
     try: return ready_made(name, **given)
     except TypeError as e: raise ConfigError(f"{' '.join(words)}: {e}") from e
 
-# %% ../../nbs/80_lab/09c_drawn_sets.ipynb #8f48778b
+# %% ../../nbs/80_lab/09c_drawn_sets.ipynb #ab77489e
 SAMPLE_OF = "hclab.data.world:draw_sample"
 
 def make_set(name:str, n:int, words:Sequence[str]=(), workers:int=2, approve:Callable[[Estimate], bool]|None=None, tell:Callable[[str], None]|None=print) -> Stored:
     "The first `n` samples of a set, made where they are missing. Raises the errors of `make` and `changed`."
     config = changed(name, words)
-    return make(set_folder(name, config), config, n, SAMPLE_OF, workers, rows=32, code=sources(SAMPLE_OF, "WorldConfig"), approve=approve, tell=tell)
+    return make(set_folder(name, config), config, n, SAMPLE_OF, workers, rows=32, encoding=stored_as(config), code=sources(SAMPLE_OF, "WorldConfig"), approve=approve, tell=tell)
 
 # %% ../../nbs/80_lab/09c_drawn_sets.ipynb #6f00d67b
 def show_set(name:str, n:int, out:Path, words:Sequence[str]=()) -> dict[str, Path]:
