@@ -112,7 +112,7 @@ class LaterStage(nn.Module):
         parts = [self.features(seen), before] + ([] if centre is None else [centre])
         return self.mixing(torch.cat(parts, 1))
 
-# %% ../../nbs/30_models/01_cpm.ipynb #1f0597c8
+# %% ../../nbs/30_models/01_cpm.ipynb #97000500
 INITS = ("he", "gaussian", "torch")
 
 class CPM(nn.Module):
@@ -128,6 +128,7 @@ class CPM(nn.Module):
         if joints < 1 or stages < 1: raise CPMError(f"{joints} joints and {stages} stages; at least one of each is needed")
         if init not in INITS: raise CPMError(f"init={init!r}; {did_you_mean(init, INITS)}")
         self.joints, self.maps, self.center_map, self.shape, self.frugal = joints, joints + background, center_map, shape, frugal
+        self.stride, self.image_size = shape.stride, shape.image_size
         self.first = first_stage(self.maps, shape, dropout)
         self.trunk = trunk(shape) if stages > 1 else None
         self.later = nn.ModuleList(LaterStage(self.maps, int(center_map), shape) for _ in range(stages - 1))
