@@ -7,7 +7,7 @@ __all__ = ['INITS', 'OUTPUT_STD', 'CPMError', 'CPMShape', 'trunk_field', 'recept
            'LaterStage', 'CPM', 'check_input', 'outputs', 'draw_weights', 'count_macs', 'intermediate_loss',
            'map_layers']
 
-# %% ../../nbs/30_models/01_cpm.ipynb #0c0ce302
+# %% ../../nbs/30_models/01_cpm.ipynb #740f0ffd
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..core.config import Config, did_you_mean
-from ..core.heatmap import heatmap_loss
+from ..core.heatmap import BACKGROUNDS, heatmap_loss
 
 # %% ../../nbs/30_models/01_cpm.ipynb #d149bcf0
 class CPMError(ValueError):
@@ -112,7 +112,7 @@ class LaterStage(nn.Module):
         parts = [self.features(seen), before] + ([] if centre is None else [centre])
         return self.mixing(torch.cat(parts, 1))
 
-# %% ../../nbs/30_models/01_cpm.ipynb #97000500
+# %% ../../nbs/30_models/01_cpm.ipynb #1f6a82df
 INITS = ("he", "gaussian", "torch")
 
 class CPM(nn.Module):
@@ -120,15 +120,16 @@ class CPM(nn.Module):
     def __init__(self, joints:int=14, stages:int=6,
                  center_map:bool=True,          # later stages are given where the person is
                  shape:CPMShape=CPMShape(),
-                 background:bool=True,          # one more map, for nobody
+                 background:str="last",         # where the map for nobody is: last, first or none, as in `HeatmapConfig`
                  dropout:float=0.0,             # after the wide layers of stage 1; the Caffe release has 0.5
                  init:str="he",                 # one of `INITS`
                  frugal:bool=False):            # compute the stages twice rather than keep what is between: less memory
         super().__init__()
         if joints < 1 or stages < 1: raise CPMError(f"{joints} joints and {stages} stages; at least one of each is needed")
         if init not in INITS: raise CPMError(f"init={init!r}; {did_you_mean(init, INITS)}")
-        self.joints, self.maps, self.center_map, self.shape, self.frugal = joints, joints + background, center_map, shape, frugal
-        self.stride, self.image_size = shape.stride, shape.image_size
+        if background not in BACKGROUNDS: raise CPMError(f"background={background!r}; {did_you_mean(background, BACKGROUNDS)}")
+        self.joints, self.maps, self.center_map, self.shape, self.frugal = joints, joints + (background != "none"), center_map, shape, frugal
+        self.stride, self.image_size, self.background = shape.stride, shape.image_size, background
         self.first = first_stage(self.maps, shape, dropout)
         self.trunk = trunk(shape) if stages > 1 else None
         self.later = nn.ModuleList(LaterStage(self.maps, int(center_map), shape) for _ in range(stages - 1))
@@ -156,7 +157,7 @@ def check_input(model:CPM, images:Tensor, centre:Tensor|None) -> None:
         raise CPMError(f"centre map {None if centre is None else tuple(centre.shape)}, expected {want}; make it with hclab.core.heatmap.centre_map, or build CPM(center_map=False)")
     if not model.center_map and centre is not None: raise CPMError("this network was built with center_map=False and takes no centre map")
 
-# %% ../../nbs/30_models/01_cpm.ipynb #1a598dd3
+# %% ../../nbs/30_models/01_cpm.ipynb #66387ecc
 OUTPUT_STD = 0.01     # of the layers that paint
 
 def outputs(model:CPM) -> list[nn.Conv2d]:
@@ -165,7 +166,7 @@ def outputs(model:CPM) -> list[nn.Conv2d]:
 
 @torch.no_grad()
 def draw_weights(model:CPM, init:str) -> None:
-    "Draw all weights anew: `he`, `gaussian` (std 0.01, Caffe), or `torch` (as the layers were made). Biases become 0 but for `torch`."
+    "Draw all weights anew: `he`, `gaussian` (std 0.01, Caffe), or `torch` (as the layers were made). Biases become 0 but for `torch`, and for the background under `he`, which begins at 1."
     if init == "torch": return
     painters = {id(layer) for layer in outputs(model)}
     for layer in model.modules():
@@ -173,6 +174,7 @@ def draw_weights(model:CPM, init:str) -> None:
         if init == "gaussian" or id(layer) in painters: nn.init.normal_(layer.weight, std=OUTPUT_STD)
         else: nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
         nn.init.zeros_(layer.bias)
+        if init == "he" and id(layer) in painters and model.background != "none": layer.bias[0 if model.background == "first" else -1] = 1
 
 # %% ../../nbs/30_models/01_cpm.ipynb #5b4ea91f
 def count_macs(make:Callable[[], nn.Module],  # () -> network
