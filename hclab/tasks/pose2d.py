@@ -183,7 +183,7 @@ def oks_ap(found:Found, data:PoseSet) -> dict[str, MetricResult]:
     words, n = f"{len(at)} joints, {BOX_FILL:g} of the box as area", len(truth["annotations"])
     return {name: MetricResult(100*float(judge.stats[i]), "%", f"OKS {name}, {words}", n, False) for i, name in enumerate(("AP", "AP50", "AP75"))}
 
-# %% ../../nbs/50_tasks/03_pose2d.ipynb #ffeb3468
+# %% ../../nbs/50_tasks/03_pose2d.ipynb #eb57cac3
 def _coco_records(found:Found, data:PoseSet, at:list[int]) -> tuple[dict, list[dict]]:
     "People and answers as COCO writes them, in pixels of the source's size: sizes decide which people pycocotools looks at."
     truth, answers, grow = [], [], 1/data.scales
@@ -191,10 +191,10 @@ def _coco_records(found:Found, data:PoseSet, at:list[int]) -> tuple[dict, list[d
     for n in range(len(data)):
         seen = data.visibility[n, at]
         if not (seen > 0).any(): continue
-        keypoints = lambda joints, third: torch.cat([joints[n, at]*grow[n], third[:, None]], 1).flatten().tolist()
+        here, there = (torch.cat([points[n, at]*grow[n], third[:, None]], 1).flatten().tolist() for points, third in ((data.joints, seen.float()), (found.joints, torch.ones(len(at)))))
         shape = dict(bbox=[*box[n, :2].tolist(), *(box[n, 2:] - box[n, :2]).tolist()], area=float(area[n]))
-        truth.append(dict(id=n + 1, image_id=n, category_id=1, iscrowd=0, num_keypoints=int((seen > 0).sum()), keypoints=keypoints(data.joints, seen.float()), **shape))
-        answers.append(dict(image_id=n, category_id=1, score=float(found.confidence[n, at].mean()), keypoints=keypoints(found.joints, torch.ones(len(at)))))
+        truth.append(dict(id=n + 1, image_id=n, category_id=1, iscrowd=0, num_keypoints=int((seen > 0).sum()), keypoints=here, **shape))
+        answers.append(dict(image_id=n, category_id=1, score=float(found.confidence[n, at].mean()), keypoints=there))
     return dict(info={}, images=[dict(id=t["image_id"]) for t in truth], categories=[dict(id=1, name="person", keypoints=[], skeleton=[])], annotations=truth), answers
 
 # %% ../../nbs/50_tasks/03_pose2d.ipynb #c36f24ee
