@@ -32,7 +32,7 @@ def test_joints_lie_on_the_same_pixels_in_crop_and_source():
 
 @pytest.mark.parametrize("profile", ["smoke", "cpu"])
 def test_the_view_of_a_test_holds_the_person_in_the_middle(profile):
-    config = PoseDataConfig.for_profile(profile)
+    config = PoseDataConfig.for_profile(profile, loose=0.0)
     data = gather([person(s) for s in range(3)], config)
     b = batch_of(data, range(3))
     middle = torch.stack([move((box[:2] + box[2:])[None]/2, m)[0] for box, m in zip(data.boxes, b["matrix"])])
