@@ -153,14 +153,14 @@ def drag_sheet(desk:DragDesk, title:str=""):
         fig.suptitle(title, fontsize=10, y=1.04)
     return fig
 
-# %% ../../nbs/80_lab/10c_drag_joint.ipynb #9ec3053c
+# %% ../../nbs/80_lab/10c_drag_joint.ipynb #af802787
 PAD_DRAW = """
 function render({ model, el }) {
   const NS = "http://www.w3.org/2000/svg", held = { joint: null }, bones = [], dots = [];
   const make = (tag, set, parent) => { const e = document.createElementNS(NS, tag); for (const k in set) e.setAttribute(k, set[k]); parent.append(e); return e; };
   const svg = make("svg", { class: "hclab-pad", width: 340, height: 340, role: "group", "aria-label": "2D pose" }, el);
   svg.style.cssText = "border:1px solid #d9d9d9;background:#fff;touch-action:none;user-select:none";
-  let at = [], unit = 1;
+  let at = [], unit = 1, told = null;
   const names = model.get("names"), looks = model.get("looks");
   const mark = (side, g) => side === "left" ? make("circle", { r: 6 }, g) : make("rect", { x: -5.5, y: -5.5, width: 11, height: 11, transform: side === "right" ? "" : "rotate(45) scale(0.7)" }, g);
   for (const [a, b, colour, side] of model.get("edges")) bones.push(make("line", { stroke: colour, "stroke-linecap": "round", "data-side": side }, svg));
@@ -174,7 +174,7 @@ function render({ model, el }) {
   });
 """
 
-# %% ../../nbs/80_lab/10c_drag_joint.ipynb #4bb03f96
+# %% ../../nbs/80_lab/10c_drag_joint.ipynb #685ff733
 PAD_HAND = """
   const draw = () => {
     model.get("edges").forEach(([a, b, _, side], i) => {
@@ -187,12 +187,18 @@ PAD_HAND = """
     const [x, y, side] = model.get("box"), mine = held.joint === null ? null : at[held.joint];
     svg.setAttribute("viewBox", `${x} ${y} ${side} ${side}`); unit = side / 340;
     at = model.get("joints").map(p => [...p]);
+    if (told) {      // answers to earlier moves come late: the joint stays where the last one put it until its own answer is here
+      const [x, y] = at[told.joint];
+      if (Math.hypot(x - told.at[0], y - told.at[1]) < .01 * unit || Date.now() > told.until) told = null;
+      else at[told.joint] = told.at;
+    }
     if (mine) at[held.joint] = mine;
     draw();
   };
   const tell = (joint, x, y) => {
     const [left, top, side] = model.get("box"), keep = (v, low) => Math.min(Math.max(v, low), low + side);
     at[joint] = [keep(x, left), keep(y, top)];
+    told = { joint, at: at[joint], until: Date.now() + 5000 };
     draw();
     model.set("pulled", { joint, x: at[joint][0], y: at[joint][1] }); model.save_changes();
   };
