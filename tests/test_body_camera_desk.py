@@ -198,12 +198,12 @@ def test_saving(app):
     for name, words in (("", "give a file name"), ("../x.npz", "without folders"), ("x.jpg", "write a .npz")):
         app.name.value = name
         app.buttons["save"].click()
-        assert 'role="alert"' in app.kept.value and words in app.kept.value
+        assert 'role="alert"' in app.saved.value and words in app.saved.value
     app.name.value = "x.npz"
     app.buttons["save"].click()
-    assert "saved: x.npz" in app.kept.value
+    assert "saved: x.npz" in app.saved.value
     app.rest()
-    assert "saved: x.npz" in app.kept.value, "a picture that comes later does not take the word away"
+    assert "saved: x.npz" in app.saved.value, "a picture that comes later does not take the word away"
     with np.load(app.folder/"x.npz") as kept: assert kept["image"].shape == (3, FULL, FULL), "what is saved is the careful picture"
 
 

@@ -6,6 +6,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -130,6 +131,20 @@ def test_labels_never_collide_and_move_no_further_than_needed():
 def test_table_is_never_markup(text):
     page = show_table([{text: text, "n": 1}], caption=text).to_html()
     assert {tag.split()[0].strip("/") for tag in re.findall(r"<([^>]*)>", page)} <= {"table", "caption", "thead", "tbody", "tr", "th", "td"}
+
+
+def test_a_saved_figure_keeps_its_layout_engine(tmp_path):
+    with plt.rc_context({"figure.constrained_layout.use": True}):
+        fig, ax = plt.subplots(layout="none")
+        ax.plot([0, 1])
+        fig.subplots_adjust(left=.3)
+        save_figure(fig, tmp_path/"a.png")
+        fig.draw_without_rendering()
+        assert fig.subplotpars.left == .3
+        kept, _ = plt.subplots(layout="constrained")
+        engine = kept.get_layout_engine()
+        save_figure(kept, tmp_path/"b.png")
+        assert kept.get_layout_engine() is engine
 
 
 def test_saved_page_needs_no_network(tmp_path):

@@ -113,7 +113,7 @@ class Posed:
         "(V,3,3) how the surroundings of each vertex of person `k` are turned: a mixture of turns, not quite one."
         return _Follow.apply(self.turns[k].flatten(1), *self.weights).view(-1, 3, 3)
 
-# %% ../../nbs/20_data/10_body.ipynb #7fd621dc
+# %% ../../nbs/20_data/10_body.ipynb #3ca4281d
 class _Follow(torch.autograd.Function):
     "A sparse matrix of weights (V,B) times what bones do (B,D); its transpose carries gradients back."
     @staticmethod
@@ -125,13 +125,13 @@ class _Follow(torch.autograd.Function):
     def backward(ctx, grad): return ctx.back @ grad.contiguous(), None, None
 
 @lru_cache(maxsize=8)
-def _levels(parents:tuple, device) -> tuple[list, Tensor]:
-    "Bones by their depth in the tree below the root, each level with the places of its parents in the level above, as index tensors; and where each bone stands in the row of all levels."
+def _levels(parents:tuple, device) -> tuple[list, Tensor, Tensor]:
+    "As index tensors: bones by their depth in the tree below the root, each level with the places of its parents in the level above; where each bone stands in the row of all levels; the parents of all but the root."
     depth = [0]*len(parents)
     for b, p in enumerate(parents[1:], 1): depth[b] = depth[p] + 1
     levels = [[b for b in range(len(parents)) if depth[b] == d] for d in range(max(depth) + 1)]
     index = lambda x: torch.tensor(x, device=device)
-    return [(index(bones), index([above.index(parents[b]) for b in bones])) for above, bones in zip(levels, levels[1:])], index(sum(levels, [])).argsort()
+    return [(index(bones), index([above.index(parents[b]) for b in bones])) for above, bones in zip(levels, levels[1:])], index(sum(levels, [])).argsort(), index(parents[1:])
 
 def _sparse(layer:"Body") -> tuple[Tensor, Tensor]:
     "Weights (V,B) and their transpose as sparse rows, for most vertices follow few bones; made once for the device where the layer is."
@@ -144,8 +144,8 @@ def _sparse(layer:"Body") -> tuple[Tensor, Tensor]:
 
 def _chain(mesh:Mesh, heads:Tensor, rotations:Tensor, place:Tensor|None) -> Tensor:
     "Where each bone's frame goes (N,B,3,4), turn and head, level after level of the tree."
-    steps, order = _levels(mesh.parents, heads.device)
-    own = torch.cat([rotations[:, 1:], (heads[:, 1:] - heads[:, mesh.parents[1:]])[..., None]], -1)         # of each bone but the root, in its parent's frame
+    steps, order, above = _levels(mesh.parents, heads.device)
+    own = torch.cat([rotations[:, 1:], (heads[:, 1:] - heads.index_select(1, above))[..., None]], -1)         # of each bone but the root, in its parent's frame
     own = torch.cat([own, own.new_tensor([0, 0, 0, 1.0]).expand(*own.shape[:2], 1, 4)], -2)
     out = [torch.cat([rotations[:, :1], (heads[:, :1] if place is None else place[:, None])[..., None]], -1)]
     for bones, parents in steps: out.append(out[-1].index_select(1, parents) @ own.index_select(1, bones - 1))

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['NEARBY', 'LIFT', 'TILE', 'FARTHEST', 'FINE', 'FAINT', 'CREASE', 'openness', 'smooth_within', 'among_things',
-           'shade_people', 'free_of_people', 'clearness', 'Settings', 'Picture', 'meet', 'sunlit', 'radiance', 'render']
+           'shade_people', 'free_of_people', 'clearness', 'Settings', 'Picture', 'meet', 'sunlit', 'radiance', 'render',
+           'label_maps']
 
 # %% ../../nbs/20_data/17_render.ipynb #2841a6a5
 from dataclasses import dataclass
@@ -238,7 +239,7 @@ def _finer(image:np.ndarray, hits:Hits, seen:Surface, open_:np.ndarray, share:fl
     least = np.partition(some, len(some) - most - 1)[len(some) - most - 1] if len(some) > most else 0
     return np.flatnonzero(rank > least) if most else np.zeros(0, int)
 
-# %% ../../nbs/20_data/17_render.ipynb #1e8fe5fb
+# %% ../../nbs/20_data/17_render.ipynb #396a5b5b
 def _refined(image:np.ndarray, fine:np.ndarray, hits:Hits, open_:np.ndarray, again) -> None:
     "Average more rays into the pixels `fine`: four where people or the edges of their shadows are, two and the one in the middle elsewhere. `again(pixels, k)` is the colour of ray k of pixels."
     what, size = np.zeros(len(hits.met), np.int8), image.shape[:2]
@@ -266,14 +267,14 @@ def render(people:list[Person], camera:Camera, backdrop:Backdrop, rng:np.random.
     def again(at, k): return exposure.develop(radiance(*meet(scene, backdrop, camera, x[at] + dx[k], y[at] + dy[k]), light, discs[k], clear[at], pixel))
     if len(fine): _refined(image, fine, hits, open_, again)
     if settings.noise: image = image + np.float32(settings.noise)*rng.standard_normal(image.shape, np.float32)*(.5 + .7*np.sqrt(np.maximum(image, 0)))
-    return Picture((np.clip(image, 0, 1)*255 + .5).astype(np.uint8), *_labels(hits, seen, camera, (H, W)))
+    return Picture((np.clip(image, 0, 1)*255 + .5).astype(np.uint8), *label_maps(hits, seen, camera))
 
 
 
-# %% ../../nbs/20_data/17_render.ipynb #4d28696b
-def _labels(hits:Hits, seen, camera:Camera, size) -> tuple:
-    "Depth and label maps at the centres of pixels."
-    met, back, chart = hits.met, hits.missed, hits.chart()
+# %% ../../nbs/20_data/17_render.ipynb #969a5328
+def label_maps(hits:Hits, seen:Surface, camera:Camera) -> tuple:
+    "Depth, people, parts, garments, surface and normals at the centres of pixels, as a `Picture` has them."
+    met, back, chart, size = hits.met, hits.missed, hits.chart(), camera.image_size
     def full(values, *shape, of=np.uint8):
         out = np.zeros((len(met), *shape), of)
         out[met] = values

@@ -382,7 +382,7 @@ def _path(P:dict, g:Ground) -> np.ndarray:
     out[:, 2] = g.floor + g.own + g.scale * (hips[:, 2] - g.ankle)
     return out
 
-# %% ../../nbs/20_data/07b_retarget.ipynb #19c26e1d
+# %% ../../nbs/20_data/07b_retarget.ipynb #946f1ec3
 def _pose(fit:Fit, source:Source, hips:np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
     "Joints (T,J,3) and local rotations (T,J,4), float32, of the rig whose middle of the hips is at `hips` (T,3)."
     rig, s, T = fit.rig, fit.rig.skeleton, len(hips)
@@ -393,8 +393,9 @@ def _pose(fit:Fit, source:Source, hips:np.ndarray) -> tuple[torch.Tensor, torch.
         for j in level:
             p = parents[j]
             up[j] = turns.get(j) if j in turns else fit.D["pelvis"] if p < 0 else up[p]
-            if p < 0: local[j] = up[j] @ R0[j]
-            else: local[j], places[j] = R0[p].T @ R0[j] if up[j] is up[p] else R0[p].T @ (up[p].swapaxes(-1, -2) @ up[j]) @ R0[j], places[p] + up[p] @ (R0[p] @ rig.offsets[j])
+            if p < 0: local[j] = up[j] @ R0[j]; continue
+            local[j] = R0[p].T @ R0[j] if up[j] is up[p] else R0[p].T @ (up[p].swapaxes(-1, -2) @ up[j]) @ R0[j]
+            places[j] = places[p] + up[p] @ (R0[p] @ rig.offsets[j])
     q = matrix_to_quaternion(torch.from_numpy(local)).transpose(0, 1)
     q = q * torch.cumprod(torch.cat([torch.ones_like(q[:1, :, :1]), torch.where((q[1:] * q[:-1]).sum(-1, keepdim=True) < 0, -1.0, 1.0)]), 0)  # q and -q are one: no jumps
     places += hips - (places[rig.at["left_hip"]] + places[rig.at["right_hip"]]) / 2

@@ -151,7 +151,7 @@ def _empty(folder:Path) -> None:
         if path.is_dir(): shutil.rmtree(path)
         elif path.name not in ("lock", "arm.json", "log.txt"): path.unlink()
 
-# %% ../../nbs/80_lab/02_arms.ipynb #b418b144
+# %% ../../nbs/80_lab/02_arms.ipynb #c80bd828
 @dataclass(frozen=True)
 class Status:
     "What is known of an arm: `done`, `stale`, `failed` or `missing`, and why."
@@ -174,9 +174,10 @@ def _read_row(file:Path, changed:int) -> dict:
     return read_json(file)
 
 def changed(old:dict, new:dict) -> str:
-    "Names of the modules that differ between the `sources` of two results; empty where none does."
+    "Names of the first modules that differ between the `sources` of two results, and how many more do; empty where none does."
     modules = [m for m in sorted({*old["sources"], *new["sources"]}) if old["sources"].get(m) != new["sources"].get(m)]
-    return "changed since: " + ", ".join(modules) if modules else ""
+    more = f" and {len(modules) - 3} more" if len(modules) > 3 else ""
+    return "changed since: " + ", ".join(modules[:3]) + more if modules else ""
 
 def find(arm:Arm, folders:Sequence[Path]|None=None) -> Status:
     "The status of an arm in `folders` (default: the runs of this checkout)."

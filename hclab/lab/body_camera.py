@@ -9,7 +9,7 @@ __all__ = ['PLACES', 'FRAMES', 'RATE', 'RANGES', 'UNITS', 'HOME', 'REACH', 'QUIC
            'behind_people', 'picture', 'sample', 'depth_span', 'pixels_of', 'skeleton_lines', 'panel_svg', 'shot_sheet',
            'numbers', 'save_sample', 'value_of', 'with_value', 'BodyCamera', 'rest', 'body_camera']
 
-# %% ../../nbs/80_lab/10d_body_camera.ipynb #3d371092
+# %% ../../nbs/80_lab/10d_body_camera.ipynb #ac66f4ff
 import math, os
 
 os.environ.setdefault("OPEN3D_DISABLE_WEB_VISUALIZER", "true")     # else Open3D writes three lines over the app when it is first imported
@@ -33,12 +33,11 @@ from ..data.dress import Person, dress
 from ..data.grammar import ACTIONS, generate
 from ..data.hair import STYLES as HAIRCUTS
 from ..data.identity import Identity, identity
-from ..data.labels import body_parts, garment_ids, surface
 from ..data.light import INDOORS, OUTDOORS, STUDIO, STYLES, Light, draw_exposure, draw_light
 from ..data.looks import CLOTH, HAIR, PATTERNS, Look
 from ..data.measures import heading
 from ..data.outdoors import draw_field, draw_street
-from ..data.render import FARTHEST, Picture, Settings, clearness, radiance, render
+from ..data.render import Picture, Settings, clearness, label_maps, radiance, render
 from ..data.rooms import draw_photo, draw_room, draw_studio
 from ..data.scenery import Scenery, Surface
 from ..data.wardrobe import BOTTOMS, TOPS
@@ -135,14 +134,14 @@ def move_body(shape:Shape, action:str, performer:int) -> Motion:
         clip = generate(action, performer, FRAMES/RATE, fps=RATE, seed=0, layout="FIGURE")
         return Motion(coefficients, *pose_from_clip(layer, coefficients, clip), tuple(_angle(a) for a in heading(clip)), float(tall.max() - tall.min()))
 
-# %% ../../nbs/80_lab/10d_body_camera.ipynb #0196fd02
+# %% ../../nbs/80_lab/10d_body_camera.ipynb #e654e4c2
 class Parts:
     "Parts of pictures, kept by what they depend on; `made` counts how often each was made."
-    def __init__(self, most:int=6): self.most, self.kept, self.made = most, defaultdict(OrderedDict), Counter()
+    def __init__(self, most:int=6): self.most, self.saved, self.made = most, defaultdict(OrderedDict), Counter()
 
     def __call__(self, name:str, key, make):
         "The part of that name for a key, made if it is not there; the oldest goes."
-        shelf = self.kept[name]
+        shelf = self.saved[name]
         if key not in shelf:
             shelf[key] = make()
             self.made[name] += 1
@@ -182,7 +181,7 @@ def _who(s:Shot) -> tuple: return s.shape, s.look, s.action, s.performer, s.fram
 
 def _view(s:Shot, size:int) -> tuple: return s.azimuth, s.height, s.distance, s.focal, size
 
-# %% ../../nbs/80_lab/10d_body_camera.ipynb #9e35d368
+# %% ../../nbs/80_lab/10d_body_camera.ipynb #968c8c99
 def backdrop(self, s:Shot) -> Backdrop:
     "The place of a shot, exposed as from its camera."
     (light, scenery), turn = self.place(s), math.radians(s.azimuth)
@@ -203,24 +202,12 @@ def meeting(self, s:Shot, seen:Surface, camera:Camera, ways:np.ndarray) -> Meeti
         hits = self.parts("cast", (_who(s), view), lambda: self.parts("scene", _who(s), lambda: Rays([self.person(s)])).cast(origin, ways))
         hits = hits.only(np.where(hits.far > seen.distance, np.inf, hits.far))
         back = behind_people(hits, seen)
-        return Meeting(hits, clearness(hits, back, size, HASTE.sky_rays), _maps(hits, back, camera))
+        return Meeting(hits, clearness(hits, back, size, HASTE.sky_rays), label_maps(hits, back, camera))
     return self.parts("meeting", (_who(s), view, s.place, s.style, s.seed), make)
 
 def behind_people(hits:Hits, seen:Surface) -> Surface:
     "Of what all rays would see in an empty place, what is seen by those that miss everybody."
     return Surface(*(getattr(seen, part.name)[hits.missed] for part in fields(Surface)))
-
-def _maps(hits:Hits, back:Surface, camera:Camera) -> tuple:
-    "Depth, people, parts, garments, surface and normals at the middles of pixels."
-    met, chart, size = hits.met, hits.chart(), camera.image_size
-    def full(values, *shape, of=np.uint8):
-        out = np.zeros((len(met), *shape), of)
-        out[met] = values
-        return out.reshape(*size, *shape)
-    far, normals = hits.far.copy(), np.zeros((len(met), 3), np.float32)
-    far[hits.missed], normals[hits.missed], normals[met] = back.distance, np.where(back.sky[:, None], 0, back.normal), hits.normals()
-    return (np.where(far < FARTHEST, far, 0).astype(np.float32).reshape(size), full(1), full(body_parts(chart)), full(garment_ids(chart, hits.of(hits.scene.worn))), full(surface(chart), 3, of=np.float32),
-            (normals @ camera.R.numpy().T.astype(np.float32)).reshape(*size, 3))
 
 # %% ../../nbs/80_lab/10d_body_camera.ipynb #864e9f24
 def picture(self, s:Shot, quick:bool=False) -> Picture:
@@ -362,7 +349,7 @@ def _controls(w, s:Shot) -> dict:
         out[name] = (w.IntSlider if whole else w.FloatSlider)(value_of(s, name), min=low, max=high, step=step, description=WORDS.get(name, name.split(".")[-1]), layout=wide, style=words, **({} if whole else dict(readout_format=".2f")))
     return out
 
-# %% ../../nbs/80_lab/10d_body_camera.ipynb #055b55ce
+# %% ../../nbs/80_lab/10d_body_camera.ipynb #ee59eeee
 RESTS = .35     # seconds without a change after which the careful picture is made
 
 class BodyCamera:
@@ -375,7 +362,7 @@ class BodyCamera:
         self.desk, self.shot, self.folder, self._busy, self._timer = BodyCameraDesk(), shot or shot_of(7), Path(folder), False, None
         self.c = _controls(w, self.shot)
         self.images = {panel: w.Image(format="svg+xml", layout=w.Layout(width="100%", min_width="0", margin="0")) for panel in PANELS}
-        self.says, self.kept, self.table = w.HTML(layout=w.Layout(min_height="30px")), w.HTML(), w.HTML()
+        self.says, self.saved, self.table = w.HTML(layout=w.Layout(min_height="30px")), w.HTML(), w.HTML()
         self.groups = w.ToggleButtons(options=[g for g in GROUPS if g != "Camera"], value="Person", style={"button_width": "70px"}, layout=w.Layout(margin="6px 0 2px 0"), tooltips=["who it is", "what they wear", "what they do", "where, and when"])
         self.play = w.Play(value=self.shot.frame, min=0, max=FRAMES - 1, step=3, interval=500, repeat=True, show_repeat=False, layout=w.Layout(width="110px"))
         self.buttons = {name: w.Button(description=name, layout=w.Layout(width="149px")) for name in ("another person", "save")}
@@ -389,7 +376,7 @@ class BodyCamera:
         head = lambda text: w.HTML(f"<b>{text}</b>", layout=w.Layout(margin="0 0 0 2px"))
         self.boxes = {group: w.VBox([*(self.c[n] for n in names), *([self.play] if group == "Motion" else [])]) for group, names in GROUPS.items()}
         b = self.buttons
-        left = w.VBox([head("Camera"), self.boxes["Camera"], self.groups, *(self.boxes[g] for g in GROUPS if g != "Camera"), w.HBox([b["another person"], self.numbers]), w.HBox([self.name, b["save"]]), self.kept], layout=w.Layout(flex="0 0 auto", width="312px"))
+        left = w.VBox([head("Camera"), self.boxes["Camera"], self.groups, *(self.boxes[g] for g in GROUPS if g != "Camera"), w.HBox([b["another person"], self.numbers]), w.HBox([self.name, b["save"]]), self.saved], layout=w.Layout(flex="0 0 auto", width="312px"))
         panels = w.GridBox(list(self.images.values()), layout=w.Layout(grid_template_columns="repeat(3, minmax(0, 1fr))", grid_gap="6px 8px", width="100%", max_width="920px"))
         return w.VBox([self.says, w.HBox([left, w.VBox([panels, self.table], layout=w.Layout(flex="1 1 auto", min_width="0", margin="0 0 0 8px"))])])
 
@@ -400,7 +387,7 @@ class BodyCamera:
         self.groups.observe(lambda change: self._open(), "value")
         self.numbers.observe(lambda change: self._show_numbers(), "value")
         self.buttons["another person"].on_click(lambda _: self._try(self._another))
-        self.buttons["save"].on_click(lambda _: self._try(self._save, says=self.kept))
+        self.buttons["save"].on_click(lambda _: self._try(self._save, says=self.saved))
         self._open()
 
     def _open(self):
@@ -441,7 +428,7 @@ def _another(self):
 
 for _f in (_try, _put, _change, _another): setattr(BodyCamera, _f.__name__, _f)
 
-# %% ../../nbs/80_lab/10d_body_camera.ipynb #8cb10806
+# %% ../../nbs/80_lab/10d_body_camera.ipynb #6bbc0b52
 def _draw(self, s:Shot, quick:bool):
     "Make a picture and show it; the shot counts from then on."
     import time
@@ -477,7 +464,7 @@ def _save(self):
     name = self.name.value.strip()
     if not name or Path(name).name != name: raise ShotError(f"give a file name without folders, such as mine.npz; got {name!r}")
     path = save_sample(self.desk.sample(self.shot), self.folder/name)
-    self.kept.value = f"<b>saved: {path.name}, {path.stat().st_size/1e3:.0f} kB</b>"
+    self.saved.value = f"<b>saved: {path.name}, {path.stat().st_size/1e3:.0f} kB</b>"
 
 for _f in (_draw, _show_numbers, _later, rest, _save): setattr(BodyCamera, _f.__name__, _f)
 

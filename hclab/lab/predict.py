@@ -146,7 +146,7 @@ def picture(lifted:Lifted, title:str="", columns:int=4):
     from hclab.viz.style import MATPLOTLIB
     with plt.rc_context(MATPLOTLIB): return _picture(lifted, title, columns)
 
-# %% ../../nbs/80_lab/09_predict.ipynb #88c925ca
+# %% ../../nbs/80_lab/09_predict.ipynb #91670aac
 def _picture(lifted:Lifted, title:str, columns:int):
     "The figure of `picture` in the style that is in force."
     import matplotlib.pyplot as plt
@@ -161,7 +161,7 @@ def _picture(lifted:Lifted, title:str, columns:int):
     for column, row in enumerate(rows):
         ax = fig.add_subplot(2, len(rows), column + 1)
         plot_skeleton2d(pixels[row], layout, image_size="joints", ax=ax, title=f"input, pose {int(row)}")
-        ax.locator_params(axis="x", nbins=2); ax.locator_params(axis="y", nbins=4)
+        ax.locator_params(axis="x", nbins=1, min_n_ticks=1); ax.locator_params(axis="y", nbins=4)
         if column: ax.set_ylabel("")
         ax = fig.add_subplot(2, len(rows), len(rows) + column + 1, projection="3d")
         plot_skeleton3d(lifted.data.joints3d[row], layout, ax=ax, up="-y", colour="#b8b8b8")

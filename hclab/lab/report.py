@@ -54,10 +54,10 @@ def ledger_markdown(root:Path|None=None) -> str:
         lines += [""]
     return "\n".join(lines) + "\n"
 
-# %% ../../nbs/80_lab/05_report.ipynb #f9bbe0a6
+# %% ../../nbs/80_lab/05_report.ipynb #f1dca4a8
 STYLE = """body{font:16px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#222}
 table{border-collapse:collapse;width:100%;font-size:.86rem}th,td{text-align:left;vertical-align:top;padding:.45rem .6rem;border-bottom:1px solid #ddd}
-th{border-bottom:2px solid #444}.verdict{font-weight:600;white-space:nowrap}.holds{color:#1b6e3c}.fails{color:#9c2b1f}.undecided,.untested{color:#666}
+th{border-bottom:2px solid #444}.verdict{font-weight:600;min-width:7em}.holds{color:#1b6e3c}.fails{color:#9c2b1f}.undecided,.untested{color:#666}
 .wide{overflow-x:auto}svg{max-width:100%;height:auto}"""
 CLASSES = {HOLDS: "holds", FAILS: "fails", UNDECIDED: "undecided", UNTESTED: "untested"}
 

@@ -79,7 +79,7 @@ def features(name:str, image_size:tuple=(256, 192)) -> dict[int, Feature]:
         except (RuntimeError, AssertionError, TypeError) as e: raise BackboneError(f"{name} has no feature maps at {tuple(image_size)} px: {e}") from e
     return {r: Feature(r, c, i) for r, c, i in zip(info.reduction(), info.channels(), info.out_indices, strict=True)}
 
-# %% ../../nbs/30_models/02_backbones.ipynb #d790d2ae
+# %% ../../nbs/30_models/02_backbones.ipynb #8f831bb4
 class Backbone(nn.Module):
     "A network of timm with random weights: pictures (B,3,H,W) in [0,1] -> {stride: (B,C,H/stride,W/stride)}. Raises `BackboneError`."
     def __init__(self, name:str="resnet18",         # of `BACKBONES`, or timm's
@@ -96,7 +96,9 @@ class Backbone(nn.Module):
         order = sorted(strides, key=lambda s: have[s].at)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.net = timm.create_model(self.name, pretrained=False, features_only=True, out_indices=[have[s].at for s in order], **options(self.name, image_size))
+            told = options(self.name, image_size)
+            self.net = timm.create_model(self.name, pretrained=False, features_only=True, out_indices=[have[s].at for s in order], **told)
+        self.sized = "img_size" in told
         self.order, cfg = order, timm.models.get_pretrained_cfg(self.name)
         for key, values in (("mean", cfg.mean), ("std", cfg.std)): self.register_buffer(key, torch.tensor(values)[:, None, None], persistent=False)
         if weights is not None: load_weights(self, weights)
@@ -106,13 +108,13 @@ class Backbone(nn.Module):
         maps = dict(zip(self.order, self.net((images - self.mean)/self.std), strict=True))
         return {s: maps[s] for s in self.strides}
 
-# %% ../../nbs/30_models/02_backbones.ipynb #e0e1dc2a
+# %% ../../nbs/30_models/02_backbones.ipynb #2ddd4ed6
 def check_pictures(model:Backbone, images:Tensor) -> None:
     "Raise `BackboneError` for pictures that the network cannot take."
     if images.ndim != 4 or images.shape[1] != 3: raise BackboneError(f"pictures are {tuple(images.shape)}, expected (B, 3, H, W); hclab.data.images.read_image makes RGB of grey and RGBA files")
     if not images.is_floating_point(): raise BackboneError(f"pictures are {images.dtype}, expected floats in [0,1]; divide bytes by 255")
     size, coarse = tuple(images.shape[2:]), max(model.strides)
-    if "img_size" in options(model.name, model.image_size) and size != model.image_size: raise BackboneError(f"{model.name} was built for pictures of {model.image_size} px, got {size}; resize them, or build it with image_size={size}")
+    if model.sized and size != model.image_size: raise BackboneError(f"{model.name} was built for pictures of {model.image_size} px, got {size}; resize them, or build it with image_size={size}")
     if size[0] % coarse or size[1] % coarse: raise BackboneError(f"pictures of {size} px; height and width must be multiples of the coarsest stride, {coarse}")
 
 # %% ../../nbs/30_models/02_backbones.ipynb #de0744ed

@@ -66,12 +66,14 @@ def _kind(fig, path:Path) -> str:
     hint = "; a plotly picture needs a browser, so open the .html and take it there" if kind == "plotly" and path.suffix.lower() == ".png" else ""
     raise ValueError(f"cannot write a {kind} figure as {path.suffix or 'a file without suffix'!r}; use {', '.join(SUFFIXES[kind])}{hint}")
 
-# %% ../../nbs/10_viz/05_sheets.ipynb #9305c66a
+# %% ../../nbs/10_viz/05_sheets.ipynb #479b38d3
 def _matplotlib_bytes(fig, suffix, dpi) -> bytes:
     "The file as bytes, without a date, so that the same picture gives the same file."
     buffer = io.BytesIO()
     metadata = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(suffix)
+    engine = fig.get_layout_engine()
     fig.savefig(buffer, format=suffix[1:], dpi=dpi, metadata=metadata, bbox_inches="tight")
+    fig.set_layout_engine(engine or "none")     # matplotlib gives a figure without a layout the style's when it cuts its borders
     return buffer.getvalue()
 
 # %% ../../nbs/10_viz/05_sheets.ipynb #4f08ea7c

@@ -44,7 +44,7 @@ def children():
     return psutil.Process().children(recursive=True)
 
 
-def known(process):
+def of_others(process):
     "Whether a process is multiprocessing's own or of the browser that other tests of this worker keep open: it makes new ones when it likes. One that has ended is none."
     try: return any(word in " ".join(process.cmdline()) for word in ("resource_tracker", "forkserver")) or any("chrom" in p.name() for p in (process, *process.parents()))
     except psutil.NoSuchProcess: return True
@@ -54,7 +54,7 @@ def known(process):
 def no_process_is_left():
     before = set(children())
     yield
-    left = [p for p in children() if p not in before and not known(p)]
+    left = [p for p in children() if p not in before and not of_others(p)]
     assert not left, f"processes left behind: {left}"
 
 
