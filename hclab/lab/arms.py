@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'CODE_PATHS', 'ENGINES', 'project_root', 'runs_root', 'Arm', 'parts', 'key', 'folder_name',
            'ExampleConfig', 'example_arm', 'git_state', 'hardware', 'provenance', 'prepare', 'run_arm', 'Status',
-           'results_root', 'changed', 'find', 'run_spec', 'progress_of', 'ArmsFailed', 'run_arms', 'tuned', 'publish']
+           'results_root', 'changed', 'find', 'run_spec', 'progress_of', 'ArmsFailed', 'waves', 'run_arms', 'tuned',
+           'publish']
 
 # %% ../../nbs/80_lab/02_arms.ipynb #0c44a750
 import functools, importlib, json, os, platform, shutil, subprocess, sys, time, traceback
@@ -32,7 +33,7 @@ def runs_root() -> Path:
     "Folder of all runs: `$HCLAB_RUNS`, or `runs` in the checkout."
     return Path(os.environ["HCLAB_RUNS"]) if os.environ.get("HCLAB_RUNS") else project_root()/"runs"
 
-# %% ../../nbs/80_lab/02_arms.ipynb #52f1a6bd
+# %% ../../nbs/80_lab/02_arms.ipynb #c24d84fd
 @dataclass(frozen=True)
 class Arm:
     "One training run, declared."
@@ -41,16 +42,23 @@ class Arm:
     config: Config         # everything that decides the result
     seed: int = 0          # of initial weights, data order, dropout
     data: tuple = ()       # (name, sha256) of every real data set that is read; drawn data follow from config and code
+    needs: tuple = ()      # arms that run before this one, such as its pre-training; the function gets {name: folder} of them as a fourth argument
 
     def __post_init__(self):
         if not self.name.replace("-", "").replace("_", "").replace(".", "").isalnum():
             raise ConfigError(f"an arm's name is part of a folder name: letters, digits, '-', '_' and '.', got {self.name!r}")
         if self.run.count(":") != 1: raise ConfigError(f"run must be 'module:function', got {self.run!r}")
+        names = [n.name for n in self.needs]
+        if len(set(names)) < len(names): raise ConfigError(f"{self.name} needs two arms of one name, and is handed their folders by name: {', '.join(names)}")
 
-# %% ../../nbs/80_lab/02_arms.ipynb #13931b8c
+# %% ../../nbs/80_lab/02_arms.ipynb #f3014758
 def parts(arm:Arm) -> dict:
-    "What the key of an arm is made of: settings, data and code."
-    return {"run": arm.run, "config": arm.config.to_dict(), "config_type": type(arm.config).__name__, "data": [list(d) for d in arm.data], "sources": sources(arm.run, type(arm.config).__name__)}
+    "What the key of an arm is made of: settings, data and code, and those of the arms it needs."
+    own = {"run": arm.run, "config": arm.config.to_dict(), "config_type": type(arm.config).__name__, "data": [list(d) for d in arm.data], "sources": sources(arm.run, type(arm.config).__name__)}
+    if not arm.needs: return own
+    before = [(n, parts(n)) for n in arm.needs]
+    reached = {f"{module} (of {n.name})": code for n, p in before for module, code in p.pop("sources").items()}
+    return {**own, "sources": {**own["sources"], **reached}, "needs": [{"name": n.name, "seed": n.seed, **p} for n, p in before]}
 
 def key(arm:Arm) -> str:
     "12 hex digits that change with settings, data and code - not with the seed, which stands in the folder's name."
@@ -60,7 +68,7 @@ def folder_name(arm:Arm) -> str:
     "Name of the arm's folder in `runs`."
     return f"{arm.name}-{key(arm)}-s{arm.seed}"
 
-# %% ../../nbs/80_lab/02_arms.ipynb #7b2f44d3
+# %% ../../nbs/80_lab/02_arms.ipynb #88791cd7
 @dataclass(frozen=True)
 class ExampleConfig(Config):
     "Settings of `example_arm`."
@@ -69,15 +77,16 @@ class ExampleConfig(Config):
     seconds: float = 0.0      # pause a step
     fail_at: int = -1         # raise at this step
 
-def example_arm(config:ExampleConfig, seed:int, folder:Path|None=None) -> dict:
-    "A run that learns nothing and takes its time; for trying out the machinery around arms."
+def example_arm(config:ExampleConfig, seed:int, folder:Path|None=None, before:dict|None=None) -> dict:
+    "A run that learns nothing and takes its time; for trying out the machinery around arms. It starts from the error of those `before` it."
     import random
     noise = random.Random(seed)
+    start = min((read_json(f/"result.json")["result"]["error"] for f in (before or {}).values()), default=100)
     if folder: (Path(folder)/"metrics.jsonl").write_text("")
     for step in range(config.steps):
         if step == config.fail_at: raise RuntimeError(f"the example fails at step {step}, as asked")
         time.sleep(config.seconds)
-        error = config.level + 60/(1 + step) + noise.gauss(0, 0.5)
+        error = config.level + (start - config.level)/(1 + step) + noise.gauss(0, 0.5)
         if folder:
             with open(Path(folder)/"metrics.jsonl", "a") as f: f.write(json.dumps({"step": step + 1, "steps": config.steps, "error": error}) + "\n")
     return {"error": error}
@@ -117,7 +126,7 @@ def provenance() -> dict:
     return {"commit": commit, "dirty": changed[:20], "packages": {p: v for p in PACKAGES if (v := installed(p))}, "python": platform.python_version(),
             "hardware": hardware(), "time": datetime.now(UTC).isoformat(timespec="seconds")}
 
-# %% ../../nbs/80_lab/02_arms.ipynb #dfc15b4f
+# %% ../../nbs/80_lab/02_arms.ipynb #70fc6de0
 def prepare(arm:Arm, root:Path|None=None) -> Path:
     "Make the folder of an arm with its declaration and return it."
     root = Path(root or runs_root())
@@ -135,7 +144,7 @@ def run_arm(arm:Arm, root:Path|None=None, force:bool=False) -> dict:
         (folder/"failed.json").unlink(missing_ok=True)  # of an earlier try
         module, function = arm.run.split(":")
         started, source = time.perf_counter(), provenance()
-        try: result = getattr(importlib.import_module(module), function)(arm.config, arm.seed, folder)
+        try: result = getattr(importlib.import_module(module), function)(arm.config, arm.seed, folder, *_before(arm, Path(folder).parent))
         except BaseException as e:
             write_json(folder/"failed.json", {"error": f"{type(e).__name__}: {e}", "traceback": traceback.format_exc()})
             raise
@@ -144,14 +153,19 @@ def run_arm(arm:Arm, root:Path|None=None, force:bool=False) -> dict:
         write_json(folder/"result.json", row)
     return row
 
-# %% ../../nbs/80_lab/02_arms.ipynb #d4a0ed3d
+# %% ../../nbs/80_lab/02_arms.ipynb #a98a53f8
+def _before(arm:Arm, root:Path) -> list[dict[str, Path]]:
+    "The fourth argument of an arm that needs others: their folders by name, run if they were not."
+    for n in arm.needs: run_arm(n, root)
+    return [{n.name: root/folder_name(n) for n in arm.needs}] if arm.needs else []
+
 def _empty(folder:Path) -> None:
     "Remove what earlier runs left in an arm's folder, but not its declaration, its lock and the log that is being written."
     for path in folder.iterdir():
         if path.is_dir(): shutil.rmtree(path)
         elif path.name not in ("lock", "arm.json", "log.txt"): path.unlink()
 
-# %% ../../nbs/80_lab/02_arms.ipynb #c80bd828
+# %% ../../nbs/80_lab/02_arms.ipynb #f7e28c46
 @dataclass(frozen=True)
 class Status:
     "What is known of an arm: `done`, `stale`, `failed` or `missing`, and why."
@@ -183,7 +197,7 @@ def find(arm:Arm, folders:Sequence[Path]|None=None) -> Status:
     "The status of an arm in `folders` (default: the runs of this checkout)."
     folders = [runs_root()] if folders is None else list(folders)
     wanted, now = key(arm), parts(arm)
-    same = [r for r in _rows(folders) if r["seed"] == arm.seed and {k: r[k] for k in now if k != "sources"} == {k: v for k, v in now.items() if k != "sources"}]
+    same = [r for r in _rows(folders) if r["seed"] == arm.seed and {k: r.get(k) for k in now if k != "sources"} == {k: v for k, v in now.items() if k != "sources"}]
     for row in same:
         if row["key"] == wanted: return Status("done", row=row)
     if same: return Status("stale", changed(same[-1], now), same[-1])
@@ -192,17 +206,25 @@ def find(arm:Arm, folders:Sequence[Path]|None=None) -> Status:
         if note.exists(): return Status("failed", read_json(note)["error"])
     return Status("missing")
 
-# %% ../../nbs/80_lab/02_arms.ipynb #e7c87e04
+# %% ../../nbs/80_lab/02_arms.ipynb #965330f8
 def _command(arm:Arm, root:Path, force:bool=False) -> list[str]:
     "A command that runs one arm; the arm travels as JSON, and its settings' class is found in the module of its function."
-    spec = json.dumps({"name": arm.name, "run": arm.run, "seed": arm.seed, "data": arm.data, "type": type(arm.config).__name__, "config": arm.config.to_dict(), "force": force})
+    spec = json.dumps({"arm": _told(arm), "force": force})
     return [sys.executable, "-c", "import sys; from hclab.lab.arms import run_spec; run_spec(sys.argv[1], sys.argv[2])", spec, str(root)]
+
+def _told(arm:Arm) -> dict:
+    "An arm as JSON can hold it."
+    return {"name": arm.name, "run": arm.run, "seed": arm.seed, "data": arm.data, "type": type(arm.config).__name__, "config": arm.config.to_dict(), "needs": [_told(n) for n in arm.needs]}
+
+def _heard(values:dict) -> Arm:
+    "The arm that `_told` wrote down."
+    config = getattr(importlib.import_module(values["run"].split(":")[0]), values["type"]).from_dict(values["config"])
+    return Arm(values["name"], values["run"], config, values["seed"], tuple(map(tuple, values["data"])), tuple(map(_heard, values["needs"])))
 
 def run_spec(spec:str, root:str) -> None:
     "Run the arm that `_command` wrote down; the entry point of a worker process."
     values = json.loads(spec)
-    config = getattr(importlib.import_module(values["run"].split(":")[0]), values["type"]).from_dict(values["config"])
-    run_arm(Arm(values["name"], values["run"], config, values["seed"], tuple(map(tuple, values["data"]))), Path(root), values["force"])
+    run_arm(_heard(values["arm"]), Path(root), values["force"])
 
 def _environment() -> dict[str, str]:
     "Environment of a worker: one thread each, and this checkout importable."
@@ -217,7 +239,7 @@ def progress_of(folder:Path) -> dict:
         except ValueError: continue
     return {}
 
-# %% ../../nbs/80_lab/02_arms.ipynb #0d1c4fc3
+# %% ../../nbs/80_lab/02_arms.ipynb #2b9910ce
 class ArmsFailed(RuntimeError):
     "One or more arms did not finish; the others did and are kept."
 
@@ -227,15 +249,15 @@ def _report(arm:Arm, folder:Path, done:int, total:int) -> str:
     left = f", {now['seconds_left']:.0f} s left" if "seconds_left" in now else ""
     return f"[{done}/{total}] {arm.name} s{arm.seed}: " + (f"step {now['step']}/{now.get('steps', '?')}{left}" if now else "starting")
 
-def _run_local(arms:Sequence[Arm], root:Path, workers:int, every:float, force:bool) -> dict[Arm, str]:
-    "Run arms in at most `workers` processes; returns the error of each that failed."
+def _run_local(arms:Sequence[Arm], root:Path, workers:int, every:float, renew:set) -> dict[Arm, str]:
+    "Run arms in at most `workers` processes, those in `renew` even if they are done; returns the error of each that failed."
     todo, running, errors, done, told = list(arms), {}, {}, 0, time.monotonic()
     try:
         while todo or running:
             while todo and len(running) < workers:
                 arm = todo.pop(0)
                 log = open(prepare(arm, root)/"log.txt", "w")
-                running[arm] = subprocess.Popen(_command(arm, root, force), stdout=log, stderr=subprocess.STDOUT, env=_environment()), log
+                running[arm] = subprocess.Popen(_command(arm, root, arm in renew), stdout=log, stderr=subprocess.STDOUT, env=_environment()), log
             time.sleep(min(every, 0.2))
             for arm, (process, log) in list(running.items()):
                 if process.poll() is None: continue
@@ -255,18 +277,18 @@ def _last_words(folder:Path, code:int) -> str:
     log = (folder/"log.txt").read_text(errors="replace").strip().splitlines()
     return f"exit code {code}: {log[-1] if log else 'no output'}"
 
-# %% ../../nbs/80_lab/02_arms.ipynb #c977cc5d
+# %% ../../nbs/80_lab/02_arms.ipynb #eff671c1
 def _logged(command:list[str], log:str) -> int:
     "Run a command with its output in a file; its exit code."
     with open(log, "w") as f: return subprocess.run(command, stdout=f, stderr=subprocess.STDOUT, env=_environment()).returncode
 
-def _run_ray(arms:Sequence[Arm], root:Path, force:bool) -> dict[Arm, str]:
+def _run_ray(arms:Sequence[Arm], root:Path, renew:set) -> dict[Arm, str]:
     "The same over a Ray cluster: one task an arm, one core each."
     try: import ray
     except ImportError as e: raise ImportError("engine='ray' needs Ray: pip install 'hclab[cluster]'") from e
     if not ray.is_initialized(): ray.init(ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
     command = ray.remote(num_cpus=1, max_retries=1)(_logged)
-    pending = {command.remote(_command(arm, root, force), str(prepare(arm, root)/"log.txt")): arm for arm in arms}
+    pending = {command.remote(_command(arm, root, arm in renew), str(prepare(arm, root)/"log.txt")): arm for arm in arms}
     errors = {}
     while pending:
         (ready,), _ = ray.wait(list(pending), num_returns=1)
@@ -276,6 +298,16 @@ def _run_ray(arms:Sequence[Arm], root:Path, force:bool) -> dict[Arm, str]:
     return errors
 
 ENGINES = ("local", "ray")
+
+def waves(todo:Sequence[Arm], root:Path) -> list[list[Arm]]:
+    "The arms of `todo` and those they need that have no run in `root`, in groups: each needs only arms of the groups before."
+    depth = {}
+    def add(arm):
+        missing = [n for n in arm.needs if n in todo or not (Path(root)/folder_name(n)/"result.json").exists()]
+        for n in missing: add(n)
+        depth[arm] = 1 + max((depth[n] for n in missing), default=-1)
+    for arm in todo: add(arm)
+    return [[arm for arm, d in depth.items() if d == level] for level in range(max(depth.values(), default=-1) + 1)]
 
 def run_arms(arms:Sequence[Arm],
              folders:Sequence[Path]=(),     # more places to look for results, such as the committed ones
@@ -292,7 +324,12 @@ def run_arms(arms:Sequence[Arm],
     todo = [arm for arm in arms if force or states[arm].state in ("missing", "failed")]
     for arm, state in states.items():
         if state.state == "stale" and arm not in todo: print(f"STALE {arm.name} s{arm.seed}: {state.why}; run again with --force")
-    errors = (_run_local(todo, root, workers, every, force) if engine == "local" else _run_ray(todo, root, force)) if todo else {}
+    errors = {}
+    for wave in waves(todo, root):
+        lost = {arm: f"needs {n.name} s{n.seed}, which failed" for arm in wave for n in arm.needs if n in errors}
+        rest, renew = [arm for arm in wave if arm not in lost], set(arms) if force else set()
+        errors |= lost
+        if rest: errors |= _run_local(rest, root, workers, every, renew) if engine == "local" else _run_ray(rest, root, renew)
     if errors: raise ArmsFailed("\n".join(f"{arm.name} s{arm.seed}: {why} (see {root/folder_name(arm)})" for arm, why in errors.items()))
     return {(arm.name, arm.seed): find(arm, [root, *folders]) for arm in arms}
 
