@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import struct
+import subprocess
 import sys
 import zlib
 from dataclasses import replace
@@ -333,3 +334,10 @@ def test_the_command_line_lists_and_removes(tmp_path, monkeypatch, capsys):
     assert main(["data", "rm", "disks"]) == 1 and stored.folder.name in capsys.readouterr().err and stored.folder.exists()
     assert main(["data", "rm", "discs"]) == 0 and not stored.folder.exists()
     assert str(stored.folder) in capsys.readouterr().out and main(["data", "list"]) == 0
+
+
+def test_a_script_without_a_guard_is_told_so_instead_of_waiting_for_itself(tmp_path):
+    script = tmp_path/"mine.py"
+    script.write_text(f"from hclab.data.encode import Discs\nfrom hclab.data.store import make\nmake({str(tmp_path/'set')!r}, Discs(size=48), 40, {DISC!r}, rows=8)\n")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert done.returncode and "under if __name__ == '__main__'" in done.stderr
