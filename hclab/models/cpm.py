@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from ..core.config import Config, did_you_mean
 from ..core.heatmap import BACKGROUNDS, heatmap_loss
 
-# %% ../../nbs/30_models/01_cpm.ipynb #d149bcf0
+# %% ../../nbs/30_models/01_cpm.ipynb #314fc662
 class CPMError(ValueError):
     "A shape, a picture or maps that do not fit the network."
 
@@ -35,8 +35,8 @@ class CPMShape(Config):
     wide: int = 512                         # channels of the two wide layers of stage 1
     stage_kernels: tuple = (11, 11, 11)
     stage_width: int = 128
-    profiles = dict(cpu=dict(image_size=(96, 96), trunk_kernels=(5, 5, 3), trunk_widths=(16, 24, 32), pools=(True, True, False), feature_kernel=3, features=16,
-                             wide_kernel=3, wide=64, stage_kernels=(7, 7, 5), stage_width=24),
+    profiles = dict(cpu=dict(image_size=(96, 96), trunk_kernels=(5, 3, 3), trunk_widths=(16, 24, 32), pools=(True, True, False), feature_kernel=3, features=16,
+                             wide_kernel=3, wide=64, stage_kernels=(7, 5, 5), stage_width=24),
                     smoke=dict(image_size=(64, 64), trunk_kernels=(3, 3, 3), trunk_widths=(12, 16, 24), pools=(True, True, False), feature_kernel=3, features=12,
                                wide_kernel=3, wide=32, stage_kernels=(5, 5, 3), stage_width=16))
 

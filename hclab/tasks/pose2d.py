@@ -32,7 +32,7 @@ from .pose_data import GREY, PoseDataConfig, PoseSet, batch_of, make_part, train
 from ..train.loop import LoopConfig, fit, seeded
 from ..train.schedule import Schedule
 
-# %% ../../nbs/50_tasks/03_pose2d.ipynb #ef65d721
+# %% ../../nbs/50_tasks/03_pose2d.ipynb #75898455
 @dataclass(frozen=True)
 class PoseConfig(Config):
     "Data, network and training of one arm. Raises `ConfigError`."
@@ -52,7 +52,7 @@ class PoseConfig(Config):
         smoke=dict(data=PoseDataConfig.for_profile("smoke", shake=Shake(degrees=15.0, turned=.6, scale=(.85, 1.15), shift=.15)), shape=CPMShape.for_profile("smoke"), stages=2, sigma=1.5, width=32,
                    loop=LoopConfig(steps=210, batch=16, lr=5e-3, clip_norm=0.0, log_every=30, save_every=1000, device="cpu")),
         cpu=dict(data=PoseDataConfig.for_profile("cpu", shake=Shake(degrees=30.0, turned=.8, scale=(.75, 1.25), shift=.1)), shape=CPMShape.for_profile("cpu"), stages=3, sigma=1.5, width=64,
-                 loop=LoopConfig(steps=900, batch=24, lr=4e-3, clip_norm=0.0, log_every=100, save_every=300, device="cpu")),
+                 loop=LoopConfig(steps=900, batch=16, lr=4e-3, clip_norm=0.0, log_every=100, save_every=300, device="cpu")),
         gpu=dict(data=PoseDataConfig.for_profile("gpu"), loop=LoopConfig(steps=8000, batch=32, lr=3e-4, clip_norm=0.0, log_every=250, save_every=1000, precision="bfloat16")))
 
     def __post_init__(self):
@@ -231,16 +231,17 @@ def train_network(model:nn.Module, train:PoseSet, val:PoseSet, config:PoseConfig
     return fit(model, lambda n: training_batch(train, n, config.loop.batch, grid, seed), pose_loss, config.loop, folder=folder, seed=seed, settings=config, make_optimiser=learnt,
                schedules=rate(config), evaluate=lambda m: {"val_pck": pck(find(m, val, config.sigma), val).value})
 
-# %% ../../nbs/50_tasks/03_pose2d.ipynb #5371667e
+# %% ../../nbs/50_tasks/03_pose2d.ipynb #efbaa50b
 def train_pose(build:Callable[[PoseConfig], nn.Module],    # settings -> network, from torch's generator
                config:PoseConfig, seed:int=0, folder:Path|None=None,
-               people:dict[str, PoseSet]|None=None         # parts that are made already: train, val, test
+               people:dict[str, PoseSet]|None=None,        # parts that are made already: train, val, test
+               frozen:Callable[[nn.Module], Sequence[str]]|None=None # network -> beginnings of names of weights that stay as they are
               ) -> dict[str, Any]:
     "Train one arm and score it on its test people: PCK with interval, groups, OKS AP, the mean heatmap's PCK and losses, and the curve."
     sets = {part: (people or {}).get(part) or make_part(config.data, part) for part in ("train", "val", "test")}
     with seeded(seed): model = build(config)
     untrained = pck(find(model, sets["val"], config.sigma), sets["val"]).value
-    curve = train_network(model, sets["train"], sets["val"], config, seed, folder)
+    curve = train_network(model, sets["train"], sets["val"], config, seed, folder, frozen(model) if frozen else ())
     floor, levels = mean_answer(sets["train"], sets["test"], maps_of(model, config.data.image_size, config.sigma))
     found = find(model, sets["test"], config.sigma)
     low, high = interval(found, sets["test"])
