@@ -347,7 +347,7 @@ configs:
 {n:,} samples made by `{sample_of}`; `set.json` has the settings and the SHA-256 of the files. Read with `hclab.data.store.Stored`, or with `datasets.load_dataset` of this folder.
 """
 
-# %% ../../nbs/20_data/18c_store.ipynb #22583537
+# %% ../../nbs/20_data/18c_store.ipynb #38845453
 @contextmanager
 def _alone(folder:Path, wait:float, tell) -> Iterator[None]:
     "Hold the folder's lock; wait for a run on this machine that holds it. Raises `FolderLocked`."
@@ -360,8 +360,8 @@ def _alone(folder:Path, wait:float, tell) -> Iterator[None]:
                 lock.__enter__()
             break
         except FolderLocked as e:
-            if e.pid == os.getppid(): raise StoreError("a worker was asked to make the set that it works for: workers run the script that starts them, so put what is below its functions under if __name__ == '__main__':") from e
             if time.monotonic() >= until or e.host not in (None, socket.gethostname()): raise
+            if e.pid == os.getppid(): raise StoreError("a worker was asked to make the set that it works for: workers run the script that starts them, so put what is below its functions under if __name__ == '__main__':") from e
             if tell and not told: tell(f"{folder.name}: process {e.pid} is making this set; waiting for it"); told = True
             time.sleep(0.2)
     try: yield

@@ -6,7 +6,7 @@
 __all__ = ['HOLDS', 'FAILS', 'UNDECIDED', 'UNTESTED', 'Interval', 'paired_interval', 'verdict', 'Row', 'judge', 'write_rows',
            'read_rows', 'fresh_staleness', 'all_rows']
 
-# %% ../../nbs/80_lab/04_ledger.ipynb #f4cada93
+# %% ../../nbs/80_lab/04_ledger.ipynb #8cc16138
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -14,8 +14,7 @@ from pathlib import Path
 
 from ..core.book import Claim
 from ..core.io import read_json, write_json
-from .arms import Status, changed, project_root
-from .sources import sources
+from .arms import Status, changed, code_behind, project_root
 
 # %% ../../nbs/80_lab/04_ledger.ipynb #49535085
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def verdict(claim:Claim,
     if gain[1] < 0 or (claim.equivalence and max(abs(g) for g in gain) < claim.equivalence): return FAILS
     return UNDECIDED
 
-# %% ../../nbs/80_lab/04_ledger.ipynb #de347400
+# %% ../../nbs/80_lab/04_ledger.ipynb #a7d20346
 @dataclass(frozen=True)
 class Row:
     "One judged claim."
@@ -71,10 +70,10 @@ class Row:
     commits: tuple         # that made the results
     keys: tuple            # config hashes: candidate, reference
     hardware: str
-    seconds: float         # of all arms together
+    seconds: float         # of all arms together, those that they need included
     stale: str = ""        # why the results are out of date; empty when they are not
 
-# %% ../../nbs/80_lab/04_ledger.ipynb #601c7dc4
+# %% ../../nbs/80_lab/04_ledger.ipynb #12fd12cd
 def judge(claim:Claim,
           states:dict[tuple[str, int], Status],   # by (name of the setting, seed), from `run_arms`
           profile:str,
@@ -92,10 +91,10 @@ def judge(claim:Claim,
     origins = [s.row["provenance"] for s in used]
     return Row(claim, profile, seeds, *values, interval, level, verdict(claim, interval, sum(values[1])/len(seeds), level),
                tuple(sorted({o["commit"][:10] for o in origins})), (ours[seeds[0]].row["key"], theirs[seeds[0]].row["key"]),
-               ", ".join(sorted({o["hardware"] for o in origins})), sum(o["seconds"] for o in origins),
+               ", ".join(sorted({o["hardware"] for o in origins})), sum(o["seconds"] for o in origins) + sum(seconds for _, seconds in {(n, b["seconds"]) for o in origins for n, b in o.get("before", {}).items()}),
                "; ".join(sorted({s.why for s in used if s.state == "stale"})))
 
-# %% ../../nbs/80_lab/04_ledger.ipynb #9304e12b
+# %% ../../nbs/80_lab/04_ledger.ipynb #11e835df
 def write_rows(rows:Sequence[Row], path:Path) -> None:
     "Write judged claims as JSON; infinite bounds of a single seed become null."
     finite = lambda value: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -115,7 +114,7 @@ def fresh_staleness(row:Row, folder:Path) -> str:
     "Why the results of a row, beside it in `folder`, are out of date *now*: the modules whose code is another; empty when they are not."
     used = [r for p in sorted(folder.glob("*-s*.json")) if (r := read_json(p))["key"] in row.keys]
     if not used: return "its results are not here"
-    return "; ".join(sorted({changed(r, {"sources": sources(r["run"], r["config_type"])}) for r in used} - {""}))
+    return "; ".join(sorted({changed(r, {"sources": code_behind(r)}) for r in used} - {""}))
 
 def all_rows(root:Path|None=None) -> dict[str, list[Row]]:
     "Rows of every paper in the committed results, by `paper/profile`; each says whether the code has changed since."

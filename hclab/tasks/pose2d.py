@@ -231,14 +231,14 @@ def train_network(model:nn.Module, train:PoseSet, val:PoseSet, config:PoseConfig
     return fit(model, lambda n: training_batch(train, n, config.loop.batch, grid, seed), pose_loss, config.loop, folder=folder, seed=seed, settings=config, make_optimiser=learnt,
                schedules=rate(config), evaluate=lambda m: {"val_pck": pck(find(m, val, config.sigma), val).value})
 
-# %% ../../nbs/50_tasks/03_pose2d.ipynb #efbaa50b
+# %% ../../nbs/50_tasks/03_pose2d.ipynb #f71f6cfc
 def train_pose(build:Callable[[PoseConfig], nn.Module],    # settings -> network, from torch's generator
                config:PoseConfig, seed:int=0, folder:Path|None=None,
-               people:dict[str, PoseSet]|None=None,        # parts that are made already: train, val, test
+               people:dict[str, PoseSet]|None=None,        # train, val and test where they are made already
                frozen:Callable[[nn.Module], Sequence[str]]|None=None # network -> beginnings of names of weights that stay as they are
               ) -> dict[str, Any]:
     "Train one arm and score it on its test people: PCK with interval, groups, OKS AP, the mean heatmap's PCK and losses, and the curve."
-    sets = {part: (people or {}).get(part) or make_part(config.data, part) for part in ("train", "val", "test")}
+    sets = people or {part: make_part(config.data, part) for part in ("train", "val", "test")}
     with seeded(seed): model = build(config)
     untrained = pck(find(model, sets["val"], config.sigma), sets["val"]).value
     curve = train_network(model, sets["train"], sets["val"], config, seed, folder, frozen(model) if frozen else ())

@@ -152,19 +152,37 @@ def test_f20_force_does_not_take_a_folder_from_a_run(tmp_path):
     finally: first.kill(); first.wait()
 
 
-def test_the_ledger_sees_that_code_changed_after_a_row_was_stored(tmp_path):
+@pytest.mark.parametrize("needs", [False, True], ids=["alone", "after another"])
+def test_the_ledger_sees_that_code_changed_after_a_row_was_stored(tmp_path, needs):
     from hclab.core.book import Claim
     from hclab.lab.ledger import all_rows, judge, write_rows
-    arms = [Arm(name, RUN, ExampleConfig(steps=3, level=level), seed) for name, level in (("a", 30.0), ("b", 40.0)) for seed in (0, 1)]
+    before = lambda name, seed: (Arm("pre", RUN, ExampleConfig(steps=2), seed),) if needs and name == "a" else ()
+    arms = [Arm(name, RUN, ExampleConfig(steps=3, level=level), seed, needs=before(name, seed)) for name, level in (("a", 30.0), ("b", 40.0)) for seed in (0, 1)]
     states = run_arms(arms, root=tmp_path/"runs")
     folder = tmp_path/"nbs/70_papers/results/toy/cpu"
     folder.mkdir(parents=True)
     for status in states.values(): write_json(folder/f"{status.row['name']}-{status.row['key']}-s{status.row['seed']}.json", status.row)
     write_rows([judge(Claim("Z1", "a is better", "a", "b", "error", "mm"), states, "cpu")], folder/"ledger.json")
     assert all_rows(tmp_path)["toy/cpu"][0].stale == ""
-    one = next(folder.glob("a-*-s0.json"))
-    write_json(one, {**read_json(one), "sources": {**read_json(one)["sources"], "hclab.core.io": "0"*12}})
-    assert all_rows(tmp_path)["toy/cpu"][0].stale == "changed since: hclab.core.io"
+    module = "hclab.core.io (of pre)" if needs else "hclab.core.io"
+    for seed in (0, 1) if needs else (0,):
+        one = next(folder.glob(f"a-*-s{seed}.json"))
+        write_json(one, {**read_json(one), "sources": {**read_json(one)["sources"], module: "0"*12}})
+    assert all_rows(tmp_path)["toy/cpu"][0].stale == f"changed since: {module}"
+
+
+def test_a_lost_network_is_trained_again_for_those_that_start_from_it(tmp_path, capsys):
+    "Committed results without their checkpoints: the need runs again where it is asked for, and only there."
+    first = Arm("pre", RUN, ExampleConfig(steps=2))
+    run_arm(first, tmp_path/"elsewhere")
+    kept = read_json(tmp_path/"elsewhere"/folder_name(first)/"result.json")
+    (tmp_path/"results").mkdir()
+    write_json(tmp_path/"results"/f"pre-{kept['key']}-s0.json", kept)
+    look = dict(folders=[tmp_path/"results"], root=tmp_path/"runs")
+    assert run_arms([first], **look)["pre", 0].state == "done" and not (tmp_path/"runs").exists()
+    after = Arm("after", RUN, ExampleConfig(steps=3), needs=(first,))
+    assert run_arms([first, after], **look)["after", 0].state == "done"
+    assert "pre s0 runs, for others start from it" in capsys.readouterr().out and (tmp_path/"runs"/folder_name(first)/"result.json").exists()
 
 
 def test_a_stale_arm_is_reported_and_renewed_only_by_force(tmp_path, capsys):
