@@ -297,7 +297,7 @@ def _last_words(folder:Path, code:int) -> str:
     log = (folder/"log.txt").read_text(errors="replace").strip().splitlines()
     return f"exit code {code}: {log[-1] if log else 'no output'}"
 
-# %% ../../nbs/80_lab/02_arms.ipynb #22288d0d
+# %% ../../nbs/80_lab/02_arms.ipynb #d63cc67e
 def _logged(command:list[str], log:str) -> int:
     "Run a command with its output in a file; its exit code."
     with open(log, "w") as f: return subprocess.run(command, stdout=f, stderr=subprocess.STDOUT, env=_environment()).returncode
@@ -319,6 +319,7 @@ def _run_ray(arms:Sequence[Arm], root:Path, renew:set) -> dict[Arm, str]:
 
 ENGINES = ("local", "ray")
 
+# %% ../../nbs/80_lab/02_arms.ipynb #e0964676
 def waves(todo:Sequence[Arm], root:Path) -> list[list[Arm]]:
     "The arms of `todo` and those they need that have no run in `root`, in groups: each needs only arms of the groups before."
     depth = {}
@@ -329,6 +330,7 @@ def waves(todo:Sequence[Arm], root:Path) -> list[list[Arm]]:
     for arm in todo: add(arm)
     return [[arm for arm, d in depth.items() if d == level] for level in range(max(depth.values(), default=-1) + 1)]
 
+# %% ../../nbs/80_lab/02_arms.ipynb #657b7080
 def run_arms(arms:Sequence[Arm],
              folders:Sequence[Path]=(),     # more places to look for results, such as the committed ones
              force:bool=False,              # run also what is done or stale
