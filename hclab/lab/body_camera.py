@@ -134,14 +134,14 @@ def move_body(shape:Shape, action:str, performer:int) -> Motion:
         clip = generate(action, performer, FRAMES/RATE, fps=RATE, seed=0, layout="FIGURE")
         return Motion(coefficients, *pose_from_clip(layer, coefficients, clip), tuple(_angle(a) for a in heading(clip)), float(tall.max() - tall.min()))
 
-# %% ../../nbs/80_lab/10d_body_camera.ipynb #e654e4c2
+# %% ../../nbs/80_lab/10d_body_camera.ipynb #0196fd02
 class Parts:
     "Parts of pictures, kept by what they depend on; `made` counts how often each was made."
-    def __init__(self, most:int=6): self.most, self.saved, self.made = most, defaultdict(OrderedDict), Counter()
+    def __init__(self, most:int=6): self.most, self.kept, self.made = most, defaultdict(OrderedDict), Counter()
 
     def __call__(self, name:str, key, make):
         "The part of that name for a key, made if it is not there; the oldest goes."
-        shelf = self.saved[name]
+        shelf = self.kept[name]
         if key not in shelf:
             shelf[key] = make()
             self.made[name] += 1
