@@ -160,7 +160,7 @@ def test_files(desk, tmp_path):
 
 # ------------------------------------------------------------------------------------------------ the shell, without a browser
 @pytest.fixture(scope="module")
-def app(tmp_path_factory): return BodyCamera(SHOT, tmp_path_factory.mktemp("kept"))
+def app(tmp_path_factory): return apart(lambda: BodyCamera(SHOT, tmp_path_factory.mktemp("kept")))
 
 
 def test_every_control_is_in_a_group_and_starts_where_the_shot_is(app):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BOX', 'camera_at', 'relift', 'to_world', 'scene', 'turn_camera']
 
-# %% ../../nbs/80_lab/10_apps.ipynb #677a5faa
+# %% ../../nbs/80_lab/10_apps.ipynb #56441220
 import math
 from collections.abc import Callable
 
@@ -14,6 +14,7 @@ import torch
 from ..core.geometry import Camera
 from ..core.skeleton import skeleton
 from ..data.motion import Clip
+from .hands import Hands
 from ..tasks.lift3d import predict3d, score
 from ..tasks.lift_data import LiftDataConfig, make_set
 
@@ -67,7 +68,7 @@ def scene(clip:Clip, frame:int, azimuth:float, model:Callable):
     figure = skeleton3d_figure({"truth": to_world(truth, camera), "lifted": to_world(answer, camera)}, skeleton("H36M16"), up="z", limits=BOX)
     return figure, _seen(joints2d), error
 
-# %% ../../nbs/80_lab/10_apps.ipynb #a09dfd1c
+# %% ../../nbs/80_lab/10_apps.ipynb #f561925a
 def turn_camera(clip:Clip, model:Callable, azimuth:int=60, frame:int=0):
     "An ipywidgets app: turn the camera around a clip and lift the pose again. Needs a live kernel."
     import ipywidgets as w
@@ -79,12 +80,13 @@ def turn_camera(clip:Clip, model:Callable, azimuth:int=60, frame:int=0):
     turn = w.IntSlider(azimuth, 0, 355, 5, description="camera (°)", continuous_update=False, layout=w.Layout(width="420px"))
     move = w.IntSlider(frame, 0, len(clip) - 1, 1, description="frame", continuous_update=False, layout=w.Layout(width="420px"))
 
-    def show(change=None):
-        try: new, picture.value, error = scene(clip, move.value, turn.value, model)
-        except ValueError as e: label.value = f"<b>{e}</b>"; return
+    hands = Hands(label)
+
+    def show():
+        new, picture.value, error = scene(clip, move.value, turn.value, model)
         with view.batch_update():
             for old, trace in zip(view.data, new.data): old.x, old.y, old.z = trace.x, trace.y, trace.z
         label.value = f"<b>camera {turn.value}°, frame {move.value}: MPJPE {error:.1f} mm</b>"
-    for slider in (turn, move): slider.observe(show, "value")
-    show()
+    for slider in (turn, move): slider.observe(lambda change: hands(show), "value")
+    hands(show)
     return w.VBox([w.HBox([turn, move]), label, w.HBox([picture, view])])

@@ -9,13 +9,14 @@ __all__ = ['PLACES', 'FRAMES', 'RATE', 'RANGES', 'UNITS', 'HOME', 'REACH', 'QUIC
            'behind_people', 'picture', 'sample', 'depth_span', 'pixels_of', 'skeleton_lines', 'panel_svg', 'shot_sheet',
            'numbers', 'save_sample', 'value_of', 'with_value', 'BodyCamera', 'rest', 'body_camera']
 
-# %% ../../nbs/80_lab/10d_body_camera.ipynb #ac66f4ff
+# %% ../../nbs/80_lab/10d_body_camera.ipynb #3c830395
 import math, os
 
 os.environ.setdefault("OPEN3D_DISABLE_WEB_VISUALIZER", "true")     # else Open3D writes three lines over the app when it is first imported
 
 from collections import Counter, OrderedDict, defaultdict
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +43,10 @@ from ..data.rooms import draw_photo, draw_room, draw_studio
 from ..data.scenery import Scenery, Surface
 from ..data.wardrobe import BOTTOMS, TOPS
 from ..data.world import Actor, Scene, WorldConfig, to_sample
+from .hands import Hands
 from ..viz.dense import depth_image, depth_range, iuv_image, label_image
 from ..viz.strip import MARGIN, strip_sheet
-from ..viz.style import BAD, INK, SIDES
+from ..viz.style import INK, SIDES
 
 # %% ../../nbs/80_lab/10d_body_camera.ipynb #eb3efbc6
 class ShotError(ConfigError):
@@ -349,7 +351,7 @@ def _controls(w, s:Shot) -> dict:
         out[name] = (w.IntSlider if whole else w.FloatSlider)(value_of(s, name), min=low, max=high, step=step, description=WORDS.get(name, name.split(".")[-1]), layout=wide, style=words, **({} if whole else dict(readout_format=".2f")))
     return out
 
-# %% ../../nbs/80_lab/10d_body_camera.ipynb #ee59eeee
+# %% ../../nbs/80_lab/10d_body_camera.ipynb #ee272407
 RESTS = .35     # seconds without a change after which the careful picture is made
 
 class BodyCamera:
@@ -359,10 +361,11 @@ class BodyCamera:
                  folder:Path|str="."            # where *save* writes
                 ):
         import ipywidgets as w
-        self.desk, self.shot, self.folder, self._busy, self._timer = BodyCameraDesk(), shot or shot_of(7), Path(folder), False, None
+        self.desk, self.shot, self.folder, self.drawn = BodyCameraDesk(), shot or shot_of(7), Path(folder), None
         self.c = _controls(w, self.shot)
         self.images = {panel: w.Image(format="svg+xml", layout=w.Layout(width="100%", min_width="0", margin="0")) for panel in PANELS}
         self.says, self.saved, self.table = w.HTML(layout=w.Layout(min_height="30px")), w.HTML(), w.HTML()
+        self.hands = Hands(self.says)
         self.groups = w.ToggleButtons(options=[g for g in GROUPS if g != "Camera"], value="Person", style={"button_width": "70px"}, layout=w.Layout(margin="6px 0 2px 0"), tooltips=["who it is", "what they wear", "what they do", "where, and when"])
         self.play = w.Play(value=self.shot.frame, min=0, max=FRAMES - 1, step=3, interval=500, repeat=True, show_repeat=False, layout=w.Layout(width="110px"))
         self.buttons = {name: w.Button(description=name, layout=w.Layout(width="149px")) for name in ("another person", "save")}
@@ -382,53 +385,46 @@ class BodyCamera:
 
     def _connect(self, w):
         "Hands to methods."
-        for name, control in self.c.items(): control.observe(lambda change, name=name: self._try(self._change, name=name, value=change["new"]), "value")
+        for name, control in self.c.items(): control.observe(lambda change, name=name: self.hands(partial(self._change, name)), "value")
         w.jslink((self.play, "value"), (self.c["frame"], "value"))
-        self.groups.observe(lambda change: self._open(), "value")
-        self.numbers.observe(lambda change: self._show_numbers(), "value")
-        self.buttons["another person"].on_click(lambda _: self._try(self._another))
-        self.buttons["save"].on_click(lambda _: self._try(self._save, says=self.saved))
+        self.groups.observe(lambda change: self.hands(self._open), "value")
+        self.numbers.observe(lambda change: self.hands(self._show_numbers), "value")
+        self.buttons["another person"].on_click(lambda _: self.hands(self._another))
+        self.buttons["save"].on_click(lambda _: self.hands(self._save, says=self.saved))
         self._open()
 
     def _open(self):
         "Show the controls of the chosen group."
         for group, box in self.boxes.items(): box.layout.display = None if group in ("Camera", self.groups.value) else "none"
 
-# %% ../../nbs/80_lab/10d_body_camera.ipynb #87b8a18b
-def _try(self, act, says=None, **kwargs):
-    "Do what the hand asked for, or say why not: above the pictures, or where `says` is."
-    from html import escape
-    if self._busy: return
-    try: act(**kwargs)
-    except (ValueError, OSError) as e: (says or self.says).value = f'<span role="alert" style="color:#fff;background:{BAD};padding:2px 8px;border-radius:4px"><b>{escape(str(e))}</b></span>'
-
+# %% ../../nbs/80_lab/10d_body_camera.ipynb #3747d4dc
 def _put(self, s:Shot):
     "Bring all controls to a shot."
-    self._busy = True
-    try:
+    with self.hands.away():
         for name, control in self.c.items(): control.value = value_of(s, name)
-    finally: self._busy = False
 
-def _change(self, name:str, value):
+def _change(self, name:str):
     "One control moved."
+    value = self.c[name].value
+    if value == value_of(self.shot, name): return     # seen already
     try:
         new = with_value(self.shot, name, value)
         self._draw(new, quick=True)
     except ValueError:
         self._put(self.shot)
         raise
-    self._later()
+    self._careful_soon()
 
 def _another(self):
     "The next person of the city, in the same place before the same camera."
     who = identity(self.shot.person + 1)
     self._draw(replace(self.shot, person=who.number, shape=who.shape, look=who.look), quick=True)
     self._put(self.shot)
-    self._later()
+    self._careful_soon()
 
-for _f in (_try, _put, _change, _another): setattr(BodyCamera, _f.__name__, _f)
+for _f in (_put, _change, _another): setattr(BodyCamera, _f.__name__, _f)
 
-# %% ../../nbs/80_lab/10d_body_camera.ipynb #6bbc0b52
+# %% ../../nbs/80_lab/10d_body_camera.ipynb #a211f6eb
 def _draw(self, s:Shot, quick:bool):
     "Make a picture and show it; the shot counts from then on."
     import time
@@ -436,7 +432,7 @@ def _draw(self, s:Shot, quick:bool):
     began = time.perf_counter()
     sample = self.desk.sample(s, quick)
     drawings = {panel: panel_svg(sample, panel) for panel in PANELS}
-    self.shot, self.sample = s, sample
+    self.shot, self.sample, self.drawn = s, sample, (s, quick)
     for panel, svg in drawings.items(): self.images[panel].value = svg
     self.took = time.perf_counter() - began
     self.says.value = f'<b>{escape(sample["caption"])}</b> <span style="color:#666">{"quick" if quick else "full"} picture in {self.took:.2f} s</span>'
@@ -446,18 +442,16 @@ def _draw(self, s:Shot, quick:bool):
 
 def _show_numbers(self): self.table.value = numbers(self.sample) if self.numbers.value else ""
 
-def _later(self):
+def _careful_soon(self):
     "The careful picture, when no hand has moved for a moment."
-    import asyncio
-    if self._timer: self._timer.cancel()
-    try: self._timer = asyncio.get_running_loop().call_later(RESTS, self.rest)
-    except RuntimeError: self.rest()      # nobody to wake us later
+    self.hands.at_rest(self._careful, RESTS)
+
+def _careful(self):
+    if self.drawn != (self.shot, False): self._draw(self.shot, quick=False)
 
 def rest(self):
-    "Make the careful picture now."
-    if self._timer: self._timer.cancel()
-    self._timer = None
-    self._try(self._draw, s=self.shot, quick=False)
+    "Make the careful picture now, if it is not there."
+    self.hands(self._careful)
 
 def _save(self):
     "What is seen becomes a file, made carefully."
@@ -466,7 +460,7 @@ def _save(self):
     path = save_sample(self.desk.sample(self.shot), self.folder/name)
     self.saved.value = f"<b>saved: {path.name}, {path.stat().st_size/1e3:.0f} kB</b>"
 
-for _f in (_draw, _show_numbers, _later, rest, _save): setattr(BodyCamera, _f.__name__, _f)
+for _f in (_draw, _show_numbers, _careful_soon, _careful, rest, _save): setattr(BodyCamera, _f.__name__, _f)
 
 # %% ../../nbs/80_lab/10d_body_camera.ipynb #948bd63d
 def body_camera(shot:Shot|None=None,     # what it starts with

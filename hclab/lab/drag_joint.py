@@ -7,7 +7,7 @@ __all__ = ['LAYOUT', 'NAMES', 'SIZE', 'SECONDS', 'FPS', 'BONES', 'STRANGE', 'PAD
            'Start', 'seen', 'hangs_on', 'DragDesk', 'answers', 'errors', 'bones', 'strange_bones', 'drag_sheet',
            'view_box', 'drag_pad', 'eye', 'drag_scenes', 'bones_table', 'DragJoint', 'show', 'describe', 'drag_joint']
 
-# %% ../../nbs/80_lab/10c_drag_joint.ipynb #01267d47
+# %% ../../nbs/80_lab/10c_drag_joint.ipynb #6acf32e9
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +20,7 @@ from ..core.geometry import normalise_screen
 from ..core.skeleton import convert, skeleton
 from ..data.grammar import ACTIONS, generate
 from .apps import BOX, camera_at, to_world
+from .hands import Hands
 from .predict import lifters
 from ..tasks.lift3d import predict3d
 from ..viz.style import BAD, SIDES
@@ -309,7 +310,7 @@ def _widgets(w, start:Start) -> dict:
         turn=w.IntSlider(round(start.azimuth + 50) % 360, 0, 355, 5, description="view (°)", layout=w.Layout(width="330px"), style={"description_width": "60px"}),
         play=w.Play(value=round(start.azimuth + 50) % 360, min=0, max=355, step=5, interval=150, repeat=True, show_repeat=False, layout=w.Layout(width="90px")), says=w.HTML(layout=w.Layout(height="52px")), table=w.HTML())
 
-# %% ../../nbs/80_lab/10c_drag_joint.ipynb #3e9f44b9
+# %% ../../nbs/80_lab/10c_drag_joint.ipynb #367b488b
 class DragJoint:
     "The app; `widget` is what a notebook shows. Needs a live kernel."
 
@@ -320,30 +321,24 @@ class DragJoint:
         self.c, found = _widgets(w, self.desk.start), self.desk.answers()
         self.pad = drag_pad(self.desk.joints2d)
         self.view = go.FigureWidget(drag_scenes(self.desk, found, self.c["turn"].value))
-        c = self.c
+        c, self.hands = self.c, Hands(self.c["says"])
         left = w.VBox([self.pad, w.HBox([c["limb"], c["reset"]]), *(c[k] for k in ("action", "performer", "moment", "azimuth"))], layout=w.Layout(flex="0 0 auto", width="356px"))
         self.widget = w.VBox([c["says"], w.HBox([left, w.VBox([self.view, w.HBox([c["play"], c["turn"]]), c["table"]])])])
-        self.pad.observe(lambda change: self._try(self._pull, **change["new"]), "pulled")
-        for name in ("action", "performer", "moment", "azimuth"): c[name].observe(lambda change: self._try(self._put), "value")
-        c["reset"].on_click(lambda _: self._try(self._put))
+        self.pad.observe(lambda change: self.hands(self._pull), "pulled")
+        for name in ("action", "performer", "moment", "azimuth"): c[name].observe(lambda change: self.hands(self._put), "value")
+        c["reset"].on_click(lambda _: self.hands(self._put))
         w.jslink((c["play"], "value"), (c["turn"], "value"))
-        c["turn"].observe(lambda change: self._turn(change["new"]), "value")
+        c["turn"].observe(lambda change: self.hands(self._turn), "value")
         self.show(found)
 
-# %% ../../nbs/80_lab/10c_drag_joint.ipynb #2e529558
-def _try(self, act, **kwargs):
-    "Do what the hand asked for, or say why not."
-    from html import escape
-    try: act(**kwargs)
-    except ValueError as e: self.c["says"].value = f'<span role="alert" style="color:#fff;background:{BAD};padding:2px 8px;border-radius:4px"><b>{escape(str(e))}</b></span>'
-
-def _pull(self, joint:int, x:float, y:float):
+# %% ../../nbs/80_lab/10c_drag_joint.ipynb #9f2ca040
+def _pull(self):
     "A joint was pulled in the browser."
-    self.desk.move(joint, x, y, self.c["limb"].value)
+    self.desk.move(**self.pad.pulled, limb=self.c["limb"].value)
     self.pad.joints = self.desk.joints2d.tolist()     # the browser leaves the joint under the mouse where it is
     self.show(self.desk.answers())
 
-# %% ../../nbs/80_lab/10c_drag_joint.ipynb #f619e106
+# %% ../../nbs/80_lab/10c_drag_joint.ipynb #01309deb
 def _put(self):
     "Another pose, another camera, or the same again."
     c = self.c
@@ -352,12 +347,12 @@ def _put(self):
     self.pad.box, self.pad.joints = view_box(self.desk.joints2d), self.desk.joints2d.tolist()
     self.show(found)
 
-def _turn(self, angle:int):
+def _turn(self):
     "Look from elsewhere, in all scenes."
     with self.view.batch_update():
-        for number in range(1, len(self.desk.models) + 1): self.view.layout["scene" if number == 1 else f"scene{number}"].camera.eye = eye(angle)
+        for number in range(1, len(self.desk.models) + 1): self.view.layout["scene" if number == 1 else f"scene{number}"].camera.eye = eye(self.c["turn"].value)
 
-for _f in (_try, _pull, _put, _turn): setattr(DragJoint, _f.__name__, _f)
+for _f in (_pull, _put, _turn): setattr(DragJoint, _f.__name__, _f)
 
 # %% ../../nbs/80_lab/10c_drag_joint.ipynb #02c27ac6
 def show(self, found:dict):

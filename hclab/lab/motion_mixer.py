@@ -6,9 +6,10 @@
 __all__ = ['MIX_FPS', 'TRANSITION', 'LATE', 'SLOWEST', 'REFRESH', 'SPEEDS', 'MixError', 'Take', 'draw', 'Mix', 'bridge', 'mix',
            'save_mix', 'Desk', 'pace', 'on_stage', 'show_stage', 'show_frame', 'MotionMixer', 'motion_mixer']
 
-# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #4832e406
+# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #091ddb92
 import math, time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from ..core.config import ConfigError
@@ -16,8 +17,8 @@ from ..data.grammar import ACTIONS, Performer, generate
 from ..data.measures import heading
 from ..data.motion import Clip, cut, join, place
 from .data import KEPT, save_motion
+from .hands import Hands
 from ..viz.players import Stage, stage
-from ..viz.style import BAD
 
 # %% ../../nbs/80_lab/10b_motion_mixer.ipynb #2b00b3cd
 class MixError(ConfigError):
@@ -185,7 +186,7 @@ def _controls(w, take:Take) -> dict:
         blend=slider("blend (s)", 0.4, 0.0, 1.5), join=w.Button(description="join and play", button_style="primary"),
         name=w.Text("mine" + KEPT, layout=w.Layout(width="200px"), continuous_update=True), save=w.Button(description="save", layout=w.Layout(width="110px")), says=w.HTML())
 
-# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #dafdfa6c
+# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #ea859d4f
 class MotionMixer:
     "The app; `widget` is what a notebook shows. Needs a live kernel."
 
@@ -194,7 +195,7 @@ class MotionMixer:
                 ):
         import ipywidgets as w
         import plotly.graph_objects as go
-        self.desk, self.folder, self._busy, self._refresh, self._last = Desk(take or Take()), Path(folder), False, REFRESH, 0.0
+        self.desk, self.folder, self._refresh, self._last = Desk(take or Take()), Path(folder), REFRESH, 0.0
         self.stage = on_stage(self.desk.draw())
         self.view = go.FigureWidget(self.stage.figure)
         # with JupyterLab's files open beside it, 1280 pixels leave about 500 for the stage
@@ -202,6 +203,7 @@ class MotionMixer:
         self.view.update_layout(width=500, margin=dict(t=6, b=48, l=4, r=4), title=None, xaxis_domain=[0.33, 0.985], scene=dict(domain=dict(x=[0.1, 1]), xaxis=small, yaxis=small, zaxis=small),
                                 legend=dict(x=1, xanchor="right", y=1, font=dict(size=10), itemwidth=30), legend2_x=0)
         self.c = _controls(w, self.desk.take)
+        self.hands = Hands(self.c["says"])
         self.widget = self._layout(w)
         self._connect(w)
         self._new_clip("drawn")
@@ -216,19 +218,11 @@ class MotionMixer:
     def _connect(self, w):
         "Hands to methods."
         c = self.c
-        for name in ("action", "performer", "tempo", "amplitude", "noise", "seconds", "seed"): c[name].observe(lambda change, name=name: self._try(self._draw, **{name: change["new"]}), "value")
+        for name in ("action", "performer", "tempo", "amplitude", "noise", "seconds", "seed"): c[name].observe(lambda change, name=name: self.hands(partial(self._draw, name)), "value")
         w.jslink((c["play"], "value"), (c["frame"], "value"))
-        c["frame"].observe(lambda change: self._tick(change["new"]), "value")
-        c["speed"].observe(lambda change: self._pace(), "value")
-        for name in ("add", "remove", "join", "save"): c[name].on_click(lambda _, name=name: self._try(getattr(self, "_" + name)))
-
-# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #7a5d3f72
-def _try(self, act, **kwargs):
-    "Do what the hand asked for, or say why not."
-    from html import escape
-    if self._busy: return
-    try: act(**kwargs)
-    except (ValueError, OSError) as e: self.c["says"].value = f'<span role="alert" style="color:#fff;background:{BAD};padding:2px 8px;border-radius:4px"><b>{escape(str(e))}</b></span>'
+        c["frame"].observe(lambda change: self.hands(self._tick), "value")
+        c["speed"].observe(lambda change: self.hands(self._pace), "value")
+        for name in ("add", "remove", "join", "save"): c[name].on_click(lambda _, name=name: self.hands(getattr(self, "_" + name)))
 
 # %% ../../nbs/80_lab/10b_motion_mixer.ipynb #7e194672
 def _say(self, text:str):
@@ -241,19 +235,19 @@ def _pace(self):
     step, wait = pace(self.desk.clip.fps, SPEEDS[self.c["speed"].value], self._refresh)
     if step != self.c["play"].step or wait != self.c["play"].interval: self.c["play"].step, self.c["play"].interval = step, wait
 
-# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #9bb3a9d9
-def _tick(self, frame:int):
-    "Show a frame; where frames come later than they should, ask for fewer."
+# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #f31cec5f
+def _tick(self):
+    "Show the frame; where frames come later than they should, ask for fewer."
     now = time.monotonic()
     took, self._last = now - self._last, now
     if self.c["play"].playing and 0 < took < LATE:
         self._refresh = min(REFRESH, max(SLOWEST, 0.8*self._refresh*1.03 + 0.2/took))     # slowly back up where there is time
         self._pace()
-    show_frame(self.view, self.stage, frame)
+    show_frame(self.view, self.stage, self.c["frame"].value)
 
-for _f in (_try, _say, _pace, _tick): setattr(MotionMixer, _f.__name__, _f)
+for _f in (_say, _pace, _tick): setattr(MotionMixer, _f.__name__, _f)
 
-# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #01ec1583
+# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #edadf9df
 def _new_clip(self, what:str):
     "Put the desk's clip on the stage, at its first frame."
     clip, c = self.desk.clip, self.c
@@ -266,13 +260,13 @@ def _new_clip(self, what:str):
     show_stage(self.view, self.stage)
     self._say(f"{what}: {clip.action} by performer {clip.performer}, {len(clip)} frames, {clip.duration:.1f} s")
 
-def _draw(self, **changes):
+def _draw(self, name:str):
     "Draw with one setting changed; a refused setting goes back to where it was."
-    try: self.desk.draw(**changes)
+    wanted, now = self.c[name].value, getattr(self.desk.take, name)
+    if wanted == now: return     # drawn already
+    try: self.desk.draw(**{name: wanted})
     except ValueError:
-        self._busy = True
-        for name in changes: self.c[name].value = getattr(self.desk.take, name)
-        self._busy = False
+        with self.hands.away(): self.c[name].value = now
         raise
     self._new_clip("drawn")
 

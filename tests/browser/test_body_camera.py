@@ -93,10 +93,6 @@ def test_play_keyboard_files_and_mistakes(lab, page):
     app.get_by_role("button", name="save", exact=True).click()
     wait_for_text(app.locator("[role=alert]"), "without folders")
     name.fill("mine.npz")
-    saved = app.locator(".widget-html-content").filter(has_text="saved:")
-    for _ in range(5):      # ipywidgets holds text back while the kernel is busy, and a click may overtake it
-        app.get_by_role("button", name="save", exact=True).click()
-        page.wait_for_timeout(2000)
-        if saved.count(): break
-    wait_for_text(saved, "saved: mine.npz")
+    app.get_by_role("button", name="save", exact=True).click()
+    wait_for_text(app.locator(".widget-html-content").filter(has_text="saved:"), "saved: mine.npz")
     assert (lab.root/"mine.npz").stat().st_size > 50_000
