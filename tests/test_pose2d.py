@@ -109,7 +109,7 @@ def test_training_lowers_the_loss_and_leaves_frozen_layers_alone():
     curve = train_network(net, data, data, config, frozen=("trunk", "first.0"))
     assert curve[-1]["stage2"] < curve[0]["stage2"] and "val_pck" in curve[-1]
     assert {n.startswith(("trunk", "first.0")) for n, p in net.named_parameters() if torch.equal(p, before[n])} == {True}
-    assert rate(config)["lr"](0) == 0 and rate(config)["lr"](24) == 0
+    assert rate(config.loop, config.warmup)["lr"](0) == 0 and rate(config.loop, config.warmup)["lr"](24) == 0
     with pytest.raises(ConfigError, match="no weight"): train_network(net, data, data, config, frozen=("thrunk",))
     with pytest.raises(ConfigError, match="every weight"): train_network(net, data, data, config, frozen=("trunk", "first", "later"))
 

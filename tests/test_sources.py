@@ -40,6 +40,7 @@ def library(monkeypatch):
     texts = {name: textwrap.dedent(text) for name, text in BASE.items()}
     monkeypatch.setattr(tracer, "module", lambda name: tracer.read_code(texts[name], "hclab") if name in texts else None)
     monkeypatch.setattr(tracer, "_file", lambda name: name if name in texts else None)
+    monkeypatch.setattr(tracer, "_files", lambda: tuple(sorted(texts.items())))
     return texts
 
 def fingerprint(): return tracer.sources("hclab.a:run", "Settings")

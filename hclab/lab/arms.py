@@ -51,7 +51,7 @@ class Arm:
         names = [n.name for n in self.needs]
         if len(set(names)) < len(names): raise ConfigError(f"{self.name} needs two arms of one name, and is handed their folders by name: {', '.join(names)}")
 
-# %% ../../nbs/80_lab/02_arms.ipynb #565b4aed
+# %% ../../nbs/80_lab/02_arms.ipynb #e2ea3d6e
 def parts(arm:Arm) -> dict:
     "What the key of an arm is made of: settings, data and code, and those of the arms it needs."
     told = _settings(arm)
@@ -78,8 +78,9 @@ def folder_name(arm:Arm) -> str:
 
 def run_folder(arm:Arm, root:Path) -> Path:
     "The folder in `root` where the arm has run, under whatever name, or else will run: the rate that was chosen need not run again as the chosen one."
-    done = sorted(Path(root).glob(f"*-{key(arm)}-s{arm.seed}/result.json"), key=lambda p: p.stat().st_mtime_ns)
-    return done[-1].parent if done else Path(root)/folder_name(arm)
+    own = Path(root)/folder_name(arm)
+    done = sorted(own.parent.glob(f"*{own.name.removeprefix(arm.name)}/result.json"), key=lambda p: p.stat().st_mtime_ns)
+    return done[-1].parent if done else own
 
 # %% ../../nbs/80_lab/02_arms.ipynb #88791cd7
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def _leads_to(target:Name, attribute:str|None) -> Name:
     whole = base if name == WHOLE else f"{base}.{name}" if _file(f"{base}.{name}") else None
     return target if whole is None else (whole, attribute or WHOLE)
 
-# %% ../../nbs/80_lab/01b_sources.ipynb #491db29e
+# %% ../../nbs/80_lab/01b_sources.ipynb #c80a0e2e
 def _needed(code:Module, own:str, name:str) -> Iterator[tuple[int, str, set[Name]]]:
     "(number, code, what it needs) of each statement behind a name of module `own`."
     whole = name == WHOLE or not (name in code.imports or any(name in s.binds for s in code.statements))
@@ -119,7 +119,15 @@ def _needed(code:Module, own:str, name:str) -> Iterator[tuple[int, str, set[Name
 def sources(run:str,     # "package.module:function", or a whole module
             *more:str,   # further names of that module, such as the class of the settings
            ) -> dict[str, str]:
-    "Fingerprint, by module, of all definitions that `run` can reach. Raises `ConfigError` for what does not exist."
+    "Fingerprint, by module, of all definitions that `run` can reach; kept until a file of the library changes. Raises `ConfigError` for what does not exist."
+    return dict(_sources(run, more, _files()))
+
+def _files() -> tuple:
+    "What the fingerprints depend on: the library's files and when each was last changed."
+    return tuple((str(f), f.stat().st_mtime_ns) for f in sorted(_file("hclab").parent.rglob("*.py")))
+
+@functools.lru_cache(maxsize=256)
+def _sources(run:str, more:tuple, files:tuple) -> dict[str, str]:
     base, _, function = run.partition(":")
     code = module(base)
     if code is None: raise ConfigError(f"no module {base!r}; an arm's run must be importable")

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['NODES', 'SWITCHES', 'CLIP_NORM', 'CLUSTERED', 'encoder', 'GlobalNodeConfig', 'NodeConv', 'NodeLayer', 'GlobalNodeGCN',
            'in_body_frame', 'class_space', 'fit_classes', 'pose_class', 'loss', 'silent_weights', 'match_channels',
-           'GlobalNodeArm', 'build', 'train_arm', 'load_global_node']
+           'GlobalNodeArm', 'build', 'train_arm', 'load_global_node', 'ElsewhereArm', 'elsewhere_arm']
 
-# %% ../../nbs/60_methods/02_global_node_gcn.ipynb #4b09f192
+# %% ../../nbs/60_methods/02_global_node_gcn.ipynb #e437e9d3
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.config import Config, ConfigError, did_you_mean
+from ..core.io import read_json
 from ..core.skeleton import skeleton
 from ..models.graph import GraphConv
 from ..tasks.lift_arm import Encoder, check_joints2d, check_layout, count_parameters, labelled_mse, train_lifter
-from ..tasks.lift_data import LiftDataConfig, LiftSet
+from ..tasks.lift3d import predict3d, score
+from ..tasks.lift_data import LiftDataConfig, LiftSet, make_split, mpi3dhp_set
+from ..train.checkpoint import init_from
 from ..train.loop import LoopConfig, load_model
 
 # %% ../../nbs/60_methods/02_global_node_gcn.ipynb #3eb9d5f5
@@ -226,3 +229,28 @@ def train_arm(config:GlobalNodeArm, seed:int, folder:Path|None=None) -> dict:
 def load_global_node(path:Path|str) -> GlobalNodeGCN:
     "A trained network from a checkpoint. Raises the errors of `load_model`."
     return load_model(path, lambda values: GlobalNodeGCN(GlobalNodeConfig.from_dict(values)))
+
+# %% ../../nbs/60_methods/02_global_node_gcn.ipynb #a4f3dbcd
+@dataclass(frozen=True)
+class ElsewhereArm(Config):
+    "Whose test people the network of another arm lifts. Raises `ConfigError`."
+    data: LiftDataConfig = LiftDataConfig()
+    mpi3dhp: str = ""           # MPI-INF-3DHP's test people in place of those of `data`, by these labels: "annot3", or the official script's "univ_annot3"
+
+    def __post_init__(self):
+        if self.mpi3dhp not in ("", "annot3", "univ_annot3"): raise ConfigError(f"ElsewhereArm.mpi3dhp={self.mpi3dhp!r}; {did_you_mean(self.mpi3dhp, ('annot3', 'univ_annot3'))}")
+
+def elsewhere_arm(config:ElsewhereArm, seed:int, folder:Path|None=None,
+                  before:dict[str, Path]|None=None     # name -> folder of the one arm that trained
+                 ) -> dict:
+    "Scores by the data set's name, such as `grammar_mpjpe`, as `train_arm` gives them for `also`. Raises `ConfigError` without exactly one trained arm."
+    if len(before or {}) != 1: raise ConfigError(f"the network comes from one arm, got {list(before or {}) or 'none'}: declare the arm with needs=(trained,)")
+    (name, trained), = before.items()
+    told = read_json(trained/"result.json")
+    if told["config_type"] != GlobalNodeArm.__name__: raise ConfigError(f"{name} is a {told['config_type']}, not a {GlobalNodeArm.__name__}; need an arm of `train_arm`")
+    model = GlobalNodeGCN(GlobalNodeArm.from_dict(told["config"]).model)
+    data = mpi3dhp_set(config.data, config.mpi3dhp) if config.mpi3dhp else make_split(config.data, "test")
+    check_layout(model.config, data)
+    if missing := init_from(trained, model).missing: raise ConfigError(f"the checkpoint of {name} lacks {', '.join(missing[:3])}; run it again with --force")
+    found = {k: r.value for k, r in score(predict3d(model, data.joints2d, data.layout), data).items()}
+    return {f"{'mpi3dhp' if config.mpi3dhp else config.data.dataset}_{k}": v for k, v in (found | {"samples": len(data)}).items()}

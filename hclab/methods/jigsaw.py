@@ -7,7 +7,7 @@ __all__ = ['ANSWERS', 'LABELS', 'OPTIMISERS', 'SGD_GAINS', 'SCHEMES', 'JigsawCon
            'fixed_puzzles', 'score', 'optimiser_of', 'pretrain', 'carried', 'carry_over', 'solver_arm',
            'TransferConfig', 'transfer_arm', 'machine_in']
 
-# %% ../../nbs/60_methods/01_jigsaw.ipynb #8b4d60db
+# %% ../../nbs/60_methods/01_jigsaw.ipynb #81c0c551
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,11 +20,10 @@ from ..core.config import Config, ConfigError, did_you_mean
 from ..core.io import SnapshotWarning, newest_valid
 from ..core.metrics import MetricResult
 from ..models.cpm import CPM, CPMShape, intermediate_loss, map_layers
-from ..tasks.pose2d import PoseConfig, build_network, train_pose
-from ..tasks.pose_data import PoseDataConfig, PoseSet, batch_of, make_part, training_batch
+from ..tasks.pose2d import PoseConfig, build_network, rate, train_pose
+from ..tasks.pose_data import PoseDataConfig, PoseSet, batch_of, make_parts, training_batch
 from ..tasks.puzzle import PatchHead, PooledHead, PuzzleConfig, assigned, chance, class_loss, cut, draw_permutations, lay, puzzle_scores, read_maps, targets
-from ..train.loop import LoopConfig, fit, seeded
-from ..train.schedule import Schedule
+from ..train.loop import LoopConfig, evaluating, fit, seeded
 
 # %% ../../nbs/60_methods/01_jigsaw.ipynb #75f5a13d
 ANSWERS, LABELS, OPTIMISERS = ("maps", "pooled", "patches"), ("true", "permuted"), ("adamw", "sgd")
@@ -54,7 +53,7 @@ class JigsawConfig(Config):
         if self.puzzle.size != self.shape.image_size[0] or self.puzzle.maps.size != self.shape.cells:
             raise ConfigError(f"puzzles of {self.puzzle.size} px with maps {self.puzzle.maps.size} for a network meant for {self.shape.image_size} px, which paints {self.shape.cells}: give both the same")
 
-# %% ../../nbs/60_methods/01_jigsaw.ipynb #01b5d2ff
+# %% ../../nbs/60_methods/01_jigsaw.ipynb #019763c5
 class Solver(nn.Module):
     "Puzzles (B,3,S,S) in [0,1] -> belief maps (B,stages,count + 1,h,w), or logits (B,stages,count,count) for classes."
     def __init__(self, config:JigsawConfig):
@@ -79,10 +78,7 @@ def loss(model:Solver, batch:dict[str, Tensor]) -> dict[str, Tensor]:
 @torch.no_grad()
 def solve(model:Solver, puzzles:Tensor, one_to_one:bool=True, stage:int=-1) -> Tensor:
     "Answers (B,count), in evaluation mode: which field the patch at each place comes from."
-    training = model.training
-    model.eval()
-    try: said = model(puzzles.to(next(model.parameters()).device))[:, stage].float().cpu()
-    finally: model.train(training)
+    with evaluating(model): said = model(puzzles.to(next(model.parameters()).device))[:, stage].float().cpu()
     return read_maps(said, model.config.puzzle, one_to_one) if model.config.answer == "maps" else assigned(said.log_softmax(-1), one_to_one)
 
 # %% ../../nbs/60_methods/01_jigsaw.ipynb #26f50bc2
@@ -103,7 +99,7 @@ def score(model:Solver, puzzles:Tensor, perms:Tensor, one_to_one:bool=True, stag
     "Per cent of places and of whole puzzles that are right."
     return puzzle_scores(torch.cat([solve(model, part, one_to_one, stage) for part in puzzles.split(64)]), perms)
 
-# %% ../../nbs/60_methods/01_jigsaw.ipynb #3071641a
+# %% ../../nbs/60_methods/01_jigsaw.ipynb #58052067
 def optimiser_of(config:JigsawConfig) -> Callable:
     "model -> optimiser."
     if config.optimiser == "adamw": return lambda model: torch.optim.AdamW(model.parameters(), lr=config.loop.lr, weight_decay=config.weight_decay)
@@ -116,9 +112,8 @@ def pretrain(people:PoseSet, config:JigsawConfig, seed:int=0, folder:Path|None=N
     "A solver trained on puzzles of `people`, and its curve with `places`, per cent right on people of `watch`."
     with seeded(seed): model = Solver(config)
     held = fixed_puzzles(watch, config) if watch is not None else None
-    peak, steps = config.loop.lr, config.loop.steps
     curve = fit(model, lambda n: puzzle_batch(people, n, config, seed), loss, config.loop, folder=folder, seed=seed, settings=config, make_optimiser=optimiser_of(config),
-                schedules={"lr": Schedule("cosine", start=peak, steps=steps, warmup=min(round(config.warmup*steps), steps - 1))}, evaluate=(lambda m: {"places": score(m, *held)["places"].value}) if held else None)
+                schedules=rate(config.loop, config.warmup), evaluate=(lambda m: {"places": score(m, *held)["places"].value}) if held else None)
     return model, curve
 
 # %% ../../nbs/60_methods/01_jigsaw.ipynb #a1333981
@@ -146,10 +141,10 @@ def carry_over(have:dict[str, Tensor], target:CPM, scheme:str, slices:bool=False
         names += [f"{name}.weight[:, :{features}]", f"{name}.bias"]
     return names
 
-# %% ../../nbs/60_methods/01_jigsaw.ipynb #23228516
+# %% ../../nbs/60_methods/01_jigsaw.ipynb #973ac2c4
 def solver_arm(config:JigsawConfig, seed:int, folder:Path|None=None, people:dict[str, PoseSet]|None=None) -> dict:
     "Pre-train a solver and score it on people it has not seen: per cent of places and puzzles, one to one and map by map, the last stage and each."
-    sets = people or {part: make_part(config.data, part) for part in ("train", "val", "test")}
+    sets = people or make_parts(config.data)
     with seeded(seed): untrained = score(Solver(config), *fixed_puzzles(sets["val"], config))["places"].value
     model, curve = pretrain(sets["train"], config, seed, folder, sets["val"])
     held = fixed_puzzles(sets["test"], config)
@@ -158,7 +153,7 @@ def solver_arm(config:JigsawConfig, seed:int, folder:Path|None=None, people:dict
             "test_places_by_stage": [score(model, *held, stage=s)["places"].value for s in range(stages)], "val_places": curve[-1]["places"], "untrained_val_places": untrained,
             "chance_places": chance(config.puzzle), "parameters": sum(p.numel() for p in model.parameters()), "train_people": len(sets["train"]), "curve": curve}
 
-# %% ../../nbs/60_methods/01_jigsaw.ipynb #1d43cc54
+# %% ../../nbs/60_methods/01_jigsaw.ipynb #bb64a6bf
 @dataclass(frozen=True)
 class TransferConfig(Config):
     "A machine for joints that begins with weights of a solver, or with the same ones as drawn. Raises `ConfigError`."
@@ -180,7 +175,7 @@ class TransferConfig(Config):
 def transfer_arm(config:TransferConfig, seed:int, folder:Path|None=None, before:dict[str, Path]|None=None, people:dict[str, PoseSet]|None=None) -> dict:
     "Train a machine for joints and score it, see `tasks.pose2d.train_pose`; `before` has the folder of the solver. Raises `ConfigError` where it is asked for and not there."
     if config.solver and len(before or {}) != 1: raise ConfigError(f"solver=True takes weights from one solver, got {list(before or {}) or 'none'}: declare the arm with needs=(solver,)")
-    sets = people or {part: make_part(config.pose.data, part) for part in ("train", "val", "test")}
+    sets = people or make_parts(config.pose.data)
     if len(sets["train"]) < config.people: raise ConfigError(f"people={config.people}, but there are {len(sets['train'])} training people; raise pose.data.train")
     def build(pose:PoseConfig) -> nn.Module:
         model = build_network(pose)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DATASETS', 'PARTS', 'GREY', 'FACING', 'BEYOND', 'TINY', 'DIRECT', 'COUNTS', 'SLIM', 'PoseDataConfig', 'PoseDataError',
            'joints_in', 'box_around', 'problem', 'cut_out', 'PoseSet', 'gather', 'world_people', 'real_people',
-           'drawn_order', 'part_rows', 'make_part', 'slip', 'view', 'batch_of', 'training_batch']
+           'drawn_order', 'part_rows', 'make_part', 'make_parts', 'slip', 'view', 'batch_of', 'training_batch']
 
 # %% ../../nbs/50_tasks/02_pose_data.ipynb #a6fe12e6
 from collections.abc import Iterable
@@ -205,7 +205,7 @@ def drawn_order(samples, seed:int) -> np.ndarray:
     places = dict(zip(rng.permutation(np.unique(groups)).tolist(), range(len(groups))))
     return np.argsort([places[g] for g in groups.tolist()], kind="stable")
 
-# %% ../../nbs/50_tasks/02_pose_data.ipynb #f10043b0
+# %% ../../nbs/50_tasks/02_pose_data.ipynb #5fb8e3fe
 def part_rows(samples, config:PoseDataConfig, part:str) -> np.ndarray:
     "Samples of a part, in a drawn order. Parts that come from one list do not overlap. Raises `PoseDataError` where there are too few."
     order = drawn_order(samples, config.split_seed)
@@ -223,6 +223,10 @@ def make_part(config:PoseDataConfig, part:str="train") -> PoseSet:
     if config.dataset == "world": return gather(world_people(config, part), config, limit=getattr(config, part))
     samples = real_people(config, part)
     return gather(samples, config, part_rows(samples, config, part), limit=getattr(config, part))
+
+def make_parts(config:PoseDataConfig) -> dict[str, PoseSet]:
+    "The people of all `PARTS`, by name."
+    return {part: make_part(config, part) for part in PARTS}
 
 # %% ../../nbs/50_tasks/02_pose_data.ipynb #fc4b1e6f
 def slip(data:PoseSet, row:int) -> Tensor:

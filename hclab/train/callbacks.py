@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['duration', 'size', 'Estimate', 'watched', 'Progress', 'TensorBoard', 'Probe', 'Follow', 'EarlyStop']
 
-# %% ../../nbs/40_train/31_callbacks.ipynb #78bc5f8c
+# %% ../../nbs/40_train/31_callbacks.ipynb #0e0645d4
 import os, time
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress as Bar, TextCo
 
 from ..core.config import did_you_mean
 from ..core.io import free_bytes
-from .loop import Callback, Run
+from .loop import Callback, Run, evaluating
 from .teacher import Teacher
 
 # %% ../../nbs/40_train/31_callbacks.ipynb #61ef2338
@@ -103,7 +103,7 @@ class TensorBoard(Callback):
     def after_fit(self, run):
         if getattr(self, "writer", None): self.writer.close()
 
-# %% ../../nbs/40_train/31_callbacks.ipynb #78842803
+# %% ../../nbs/40_train/31_callbacks.ipynb #031bad9c
 class Probe(Callback):
     "Add the numbers of `measure(model)` to a row every `every` steps and at the end; the model is in evaluation mode meanwhile."
     def __init__(self, measured:Callable,       # model -> dict of numbers
@@ -113,10 +113,7 @@ class Probe(Callback):
     def measure(self, run):
         if run.step - self.last < self.every and run.step < run.config.steps: return {}
         self.last = run.step
-        training = run.model.training
-        run.model.eval()
-        try: return self.measured(run.model)
-        finally: run.model.train(training)
+        with evaluating(run.model): return self.measured(run.model)
 
     def state_dict(self): return {"last": self.last}
     def load_state_dict(self, state): self.last = state["last"]

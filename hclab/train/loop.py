@@ -6,7 +6,7 @@
 __all__ = ['PRECISIONS', 'POLICIES', 'IN_A_ROW', 'CAPTURES', 'LoopConfig', 'decaying', 'seeded', 'Callback', 'Run', 'Measure',
            'Metrics', 'Objective', 'make_accelerator', 'batch_number', 'batch_source', 'forward_backward', 'NonFinite',
            'not_finite', 'save_capture', 'meet_nonfinite', 'train_step', 'Stopped', 'keep_books', 'agree', 'start',
-           'fit', 'replay', 'save_model', 'load_model']
+           'fit', 'replay', 'save_model', 'load_model', 'evaluating']
 
 # %% ../../nbs/40_train/30_loop.ipynb #ad962647
 import json, math, os, signal, threading, time, warnings
@@ -436,3 +436,11 @@ def load_model(path:Path|str, build:Callable[[dict], nn.Module]) -> nn.Module:
     model.load_state_dict(tensors)
     model.provenance = json.loads(metadata.get("provenance", "{}"))
     return model.eval()
+
+# %% ../../nbs/40_train/30_loop.ipynb #1d1cdf86
+@contextmanager
+def evaluating(model:nn.Module):
+    "The model in evaluation mode inside, and afterwards in the mode in which it was."
+    training = model.training
+    try: yield model.eval()
+    finally: model.train(training)
