@@ -275,24 +275,30 @@ def baseline(accept:Annotated[str, typer.Option(help="Notebook whose numbers are
     for name, e in numbers.items(): print(f"{name}: {e.value:.6g} +- {e.tolerance:.3g} {e.unit}" + ("" if e.untrained is None else f" (untrained {e.untrained:.4g})"))
     print(path or f"{accept} records no numbers; it is only checked to run")
 
-# %% ../../nbs/80_lab/11_cli.ipynb #4ae6073b
-PREDICT = {"lift3d": "lift a recorded motion, or 2D joints"}  # task -> what it does; a new method adds its line here
+# %% ../../nbs/80_lab/11_cli.ipynb #95888241
+PREDICT = {"lift3d": "lift a recorded motion, or 2D joints", "pose2d": "find the joints of somebody in a photograph"}  # task -> what it does; a new method adds its line here
 
-# %% ../../nbs/80_lab/11_cli.ipynb #a7df00ff
+# %% ../../nbs/80_lab/11_cli.ipynb #6608bea6
 @app.command()
-def predict(file:Annotated[Path, typer.Argument(help="A recording (walk.bvh), or 2D joints: .json of COCO, OpenPose or plain, or .npz; 80_lab/08b_poses2d has the formats.")],
-            task:Annotated[str, typer.Option(help="lift3d")],
+def predict(file:Annotated[Path, typer.Argument(help="lift3d: a recording (walk.bvh), or 2D joints: .json of COCO, OpenPose or plain, or .npz; 80_lab/08b_poses2d has the formats. pose2d: a photograph.")],
+            task:Annotated[str, typer.Option(help="lift3d or pose2d.")],
             camera:Annotated[str | None, typer.Option(help="For a recording: one of Human3.6M's cameras, SUBJECT/ID. Default: S9/54138969.")]=None,
             layout:Annotated[str | None, typer.Option(help="For 2D joints: their layout, such as COCO17, where the file does not say it.")]=None,
             width:Annotated[int | None, typer.Option(help="For 2D joints: width of the picture in pixels, where the file does not say it.")]=None,
             height:Annotated[int | None, typer.Option(help="For 2D joints: its height.")]=None,
             complete_only:Annotated[bool, typer.Option("--complete-only", help="For 2D joints: leave out poses that lack a joint.")]=False,
-            checkpoint:Annotated[Path | None, typer.Option(help="A safetensors file of your own; default: the method's network of the package.")]=None,
-            method:Annotated[str, typer.Option(help="martinez, semgcn, lcn or global_node_gcn.")]="martinez",
+            box:Annotated[str | None, typer.Option(help="For a photograph: x1,y1,x2,y2 of the person in pixels. Default: the person fills the picture.")]=None,
+            checkpoint:Annotated[Path | None, typer.Option(help="A safetensors file of your own; default: the network of the package.")]=None,
+            method:Annotated[str | None, typer.Option(help="For lift3d: martinez, semgcn, lcn or global_node_gcn. Default: martinez.")]=None,
             out:Annotated[Path, typer.Option(help="Folder of the picture and the numbers.")]=Path("runs/predict")):
     "Apply a trained network to a file; write a picture and the numbers."
     from hclab.core.config import ConfigError, did_you_mean
     if task not in PREDICT: raise ConfigError(f"unknown task {task!r}; {did_you_mean(task, PREDICT)}")
+    if task == "pose2d":
+        if camera or layout or width or height or complete_only or method: raise Usage("a photograph takes --box and --checkpoint; the other options are lift3d's")
+        return _predict_photo(file, out, box, checkpoint)
+    if box: raise Usage("--box is for --task pose2d")
+    method = method or "martinez"
     if (width is None) != (height is None): raise Usage("give both --width and --height")
     from hclab.lab.predict import FILES2D, PRETRAINED, load_lifter, load_pretrained
     if checkpoint is None and f"{method}-h36m16" not in PRETRAINED: raise Usage(f"no trained {method} comes with the package; give its --checkpoint")
@@ -301,7 +307,7 @@ def predict(file:Annotated[Path, typer.Argument(help="A recording (walk.bvh), or
     if not flat and (layout or width or complete_only): raise Usage(f"--layout, --width, --height and --complete-only are for 2D joints ({', '.join(FILES2D)})")
     return _predict2d(file, out, layout, (height, width) if width else None, model, complete_only) if flat else _predict_recording(file, out, camera or "S9/54138969", model)
 
-# %% ../../nbs/80_lab/11_cli.ipynb #4e9ce2cb
+# %% ../../nbs/80_lab/11_cli.ipynb #2022c1d6
 def _predict_recording(file:Path, out:Path, camera:str, model) -> None:
     "Project, lift and score a recording."
     from hclab.lab.predict import predict_lift3d
@@ -309,6 +315,16 @@ def _predict_recording(file:Path, out:Path, camera:str, model) -> None:
     print(f"{len(lifted.data)} of {len(lifted.clip)} poses of {file.name} lie inside the picture of camera {lifted.camera.name} ({lifted.clip.fps:g} a second)\n  read as: {lifted.clip.source}")
     for name, result in lifted.scores.items(): print(f"  {name:14s} {result}")
     print(f"picture: {picture}\nnumbers: {numbers}")
+
+def _predict_photo(file:Path, out:Path, box:str|None, checkpoint:Path|None) -> None:
+    "Find somebody's joints."
+    from hclab.lab.photo import POSE_NETWORK, pose_network, predict_photo
+    try: corners = None if box is None else tuple(float(v) for v in box.split(","))
+    except ValueError as e: raise Usage(f"--box {box}: give x1,y1,x2,y2") from e
+    if corners and len(corners) != 4: raise Usage(f"--box {box}: {len(corners)} numbers; give x1,y1,x2,y2")
+    found, picture, numbers = predict_photo(file, out, pose_network(checkpoint or POSE_NETWORK), corners)
+    print(f"{file.name}: mean confidence {float(found.confidence.mean()):.2f}; the network has learnt on drawn people, one to a picture")
+    print(f"picture: {picture}\nnumbers: {numbers}  (hclab predict --task lift3d takes them)")
 
 def _predict2d(file:Path, out:Path, layout, size, model, complete_only:bool) -> None:
     "Lift a file of 2D joints."

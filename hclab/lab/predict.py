@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ASSETS', 'LIFTERS', 'PRETRAINED', 'JUMP', 'FILES2D', 'READERS', 'UNITS', 'load_pretrained', 'lifters', 'from_arm',
            'keep_pretrained', 'PredictError', 'load_lifter', 'lift', 'without_rest_frame', 'read_motion', 'Lifted',
-           'lift_clip', 'picture', 'predict_lift3d', 'lift_poses', 'picture2d', 'predict_poses2d']
+           'lift_clip', 'picture', 'write_pair', 'predict_lift3d', 'lift_poses', 'picture2d', 'predict_poses2d']
 
 # %% ../../nbs/80_lab/09_predict.ipynb #e5a409c9
 from collections.abc import Callable
@@ -171,14 +171,14 @@ def _picture(lifted:Lifted, title:str, columns:int):
     fig.suptitle(title, fontsize=10)
     return fig
 
-# %% ../../nbs/80_lab/09_predict.ipynb #1573856e
+# %% ../../nbs/80_lab/09_predict.ipynb #7d689464
 UNITS = dict(layout="H36M16", names=list(find_skeleton("H36M16").names), frame="camera", axes="x right, y down, z away from the camera", unit="m", root="hip")
 
 def _rounded(joints3d:torch.Tensor) -> list:
     "Joints as lists, to a tenth of a millimetre."
     return [[[round(float(x), 4) for x in joint] for joint in pose] for pose in joints3d]
 
-def _write(out:Path, name:str, fig, numbers:dict) -> tuple[Path, Path]:
+def write_pair(out:Path, name:str, fig, numbers:dict) -> tuple[Path, Path]:
     "Write `NAME.png` and `NAME.json`, each whole or not at all; missing folders are made."
     import matplotlib.pyplot as plt
 
@@ -190,7 +190,7 @@ def _write(out:Path, name:str, fig, numbers:dict) -> tuple[Path, Path]:
     finally: plt.close(fig)
     return out/f"{name}.png", out/f"{name}.json"
 
-# %% ../../nbs/80_lab/09_predict.ipynb #a2c6c0e6
+# %% ../../nbs/80_lab/09_predict.ipynb #3a22e79e
 def predict_lift3d(path:Path|str,
                    out:Path|str,                 # folder of the picture and the numbers
                    camera:str="S9/54138969",     # one of Human3.6M's, by subject and id or number (S9/0)
@@ -204,7 +204,7 @@ def predict_lift3d(path:Path|str,
     fig = picture(lifted, f"{path.name} through {lifted.camera.name}: MPJPE {lifted.scores['mpjpe'].value:.0f} mm, P-MPJPE {lifted.scores['p_mpjpe'].value:.0f} mm; grey is the recording")
     numbers = {"file": path.name, "read_as": lifted.clip.source, "fps": lifted.clip.fps, "frames": len(lifted.clip), "inside": len(lifted.data), "camera": lifted.camera.name, **UNITS,
                "scores": {k: r.to_dict() for k, r in lifted.scores.items()}, "joints3d": _rounded(lifted.joints3d)}
-    return lifted, *_write(Path(out), path.stem, fig, numbers)
+    return lifted, *write_pair(Path(out), path.stem, fig, numbers)
 
 # %% ../../nbs/80_lab/09_predict.ipynb #647feb58
 def lift_poses(poses:Poses2D, model=None) -> torch.Tensor:
@@ -242,7 +242,7 @@ def picture2d(poses:Poses2D, joints3d:torch.Tensor, title:str="", columns:int=4)
         fig.suptitle(title, fontsize=10)
     return fig
 
-# %% ../../nbs/80_lab/09_predict.ipynb #fc248984
+# %% ../../nbs/80_lab/09_predict.ipynb #7ca43259
 def predict_poses2d(path:Path|str,
                     out:Path|str,                             # folder of the picture and the numbers
                     layout:str|None=None,                     # of the joints, where the file does not say it
@@ -259,4 +259,4 @@ def predict_poses2d(path:Path|str,
     derived = [n for n, d in zip(UNITS["names"], convert(torch.zeros(len(poses.layout), 2), poses.layout, "H36M16")[2].tolist(), strict=True) if d]
     numbers = {"file": path.name, "read_as": poses.source, "input_layout": poses.layout.name, "left_out": len(read) - len(poses), "derived_joints": derived, "used_joints": [poses.layout.names[i] for i in needed(poses.layout, "H36M16")],
                **UNITS, "poses": [{"pose": label, "image_size": list(size), "joints3d": joints} for label, size, joints in zip(poses.labels, poses.sizes, _rounded(joints3d), strict=True)]}
-    return poses, joints3d, *_write(Path(out), path.stem + "_3d", fig, numbers)
+    return poses, joints3d, *write_pair(Path(out), path.stem + "_3d", fig, numbers)
