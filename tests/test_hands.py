@@ -7,11 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 import ipywidgets as w
 import numpy as np
 import pytest
+import torch
 
 from hclab.lab.body_camera import BodyCamera, shot_of
 from hclab.lab.drag_joint import DragJoint
 from hclab.lab.hands import SETTLES, Hands
 from hclab.lab.motion_mixer import MotionMixer
+from hclab.lab.your_photo import YourPhoto
+from hclab.tasks.pose2d import PoseConfig, build_network
 
 
 def apart(f):
@@ -95,6 +98,22 @@ def test_what_went_wrong_is_said_also_for_another_thread(error, said):
     live(script)
 
 
+def test_many_wishes_that_ask_the_same_are_one():
+    async def script(elsewhere):
+        state, done = [0], []
+        hands = Hands(w.HTML())
+        def act(): time.sleep(.01); done.append(state[0])
+        def wish(n): state[0] = n; hands(act, key="slider")
+        await elsewhere(lambda: [wish(n) for n in range(60)])
+        await elsewhere(lambda: [hands(lambda: done.append("click")) for _ in range(3)])
+        await asyncio.sleep(.2)
+        assert done.count("click") == 3 and [d for d in done if d != "click"] == [59]
+        await elsewhere(lambda: wish(60))
+        await asyncio.sleep(.2)
+        assert done[-1] == 60
+    live(script)
+
+
 def test_where_no_loop_runs_everything_is_done_at_once():
     def script():
         done, hands = [], Hands(w.HTML())
@@ -137,6 +156,29 @@ def test_the_mixer():
     live(script)
 
 
+def test_another_person_does_not_take_back_what_the_hand_does_meanwhile(tmp_path):
+    async def script(elsewhere):
+        app = BodyCamera(shot_of(3, place="field"), tmp_path)
+        app.desk.sample = lambda s, quick=False, draw=app.desk.sample: (time.sleep(.1), draw(s, quick))[1]
+        moved = elsewhere(lambda: (time.sleep(.05), setattr(app.c["azimuth"], "value", 90)))
+        app.buttons["another person"].click()
+        await moved
+        await asyncio.sleep(2)
+        assert app.shot.person == 4 and app.shot.azimuth == app.c["azimuth"].value == 90
+    live(script)
+
+
+def test_your_photo_keeps_each_picture_s_box():
+    torch.manual_seed(0)
+    async def script(elsewhere):
+        app = YourPhoto(build_network(PoseConfig.for_profile("smoke")), {n: torch.rand(3, 400, 400) for n in "ab"}, {"a": (10, 70, 200, 400), "b": (60, 0, 400, 400)})
+        def hand(): app.c["across"].value = (20, 200); app.c["picture"].value = "b"
+        await elsewhere(hand)
+        await asyncio.sleep(10*SETTLES)
+        assert app.boxes["b"] == (60, 0, 400, 400) == (app.c["across"].value[0], app.c["down"].value[0], app.c["across"].value[1], app.c["down"].value[1])
+    live(script)
+
+
 def test_drag_a_joint():
     async def script(elsewhere):
         app = DragJoint({"flat": lambda joints: joints.new_zeros(*joints.shape[:-1], 3) + .1})
@@ -144,5 +186,9 @@ def test_drag_a_joint():
         asked = [elsewhere(lambda x=x: setattr(app.pad, "pulled", dict(joint=3, x=float(x), y=500.0))) for x in (400, 450, 500)]
         await asyncio.gather(*asked)
         await asyncio.sleep(10*SETTLES)
-        assert app.desk.joints2d[3].tolist() == [500, 500] and {thread for _, thread in notes} == {home}
+        assert app.desk.joints2d[3].tolist() == [500, 500] and {thread for _, thread in notes} == {home} and len(notes) < 3
+        def hand(): app.pad.pulled = dict(joint=12, x=600.0, y=600.0); app.pad.pulled = dict(joint=6, x=500.0, y=550.0)
+        await elsewhere(hand)
+        await asyncio.sleep(10*SETTLES)
+        assert app.desk.joints2d[12].tolist() == [600, 600] and app.desk.joints2d[6].tolist() == [500, 550], "a pull is no state: none is lost"
     live(script)

@@ -25,7 +25,7 @@ def run(*words): return main(["predict", "--task", "pose2d", *map(str, words)])
 
 def test_a_picture_and_numbers(photo, capsys):
     assert run(photo, "--box", "120,60,340,500", "--out", photo.parent/"out") == 0
-    assert "mean confidence" in capsys.readouterr().out
+    assert "mean height" in capsys.readouterr().out
     with Image.open(photo.parent/"out/camera_pose.png") as shown: assert np.asarray(shown.convert("RGB")).std() > 20
     told = json.loads((photo.parent/"out/camera_pose.json").read_text())
     assert np.array(told["joints2d"]).shape == (14, 2) and len(told["confidence"]) == len(told["names"]) == 14 and told["image_size"] == [512, 512] and told["box"] == [120, 60, 340, 500]

@@ -91,12 +91,16 @@ def test_the_hand(net, teach):
     app = PlayPuzzle(net, {"one": PICTURE, "two": PICTURE.flip(2)})
     teach(app.desk)
     before = app.desk.perms.tolist()
-    app.board.exchanges = [[0, 1]]
-    app.board.exchanges = [[0, 1], [0, 1], [0, 2]]
+    def hand(*pairs): app.board.exchanges = [*app.board.exchanges, *([app.board.board, a, b] for a, b in pairs)]
+    hand((0, 1))
+    hand((0, 1), (0, 2))
     assert app.desk.moves == 3 and app.desk.perms.tolist() == [before[2], before[1], before[0], *before[3:]], "what was done is not done again"
     app.c["ask it"].click()
     assert "The network knows 9 of 9" in app.c["says"].value
-    app.board.exchanges = [*app.board.exchanges, [3, 4]]
+    app.c["marked"].value = True
+    assert "knows 9 of 9" in app.c["says"].value, "marks change nothing that lies there"
+    app.c["marked"].value = False
+    hand((3, 4))
     assert "knows" not in app.c["says"].value, "an answer is about what lay there"
     app.c["marked"].value = True
     app.c["let it solve"].click()
@@ -104,12 +108,24 @@ def test_the_hand(net, teach):
     tiles = list(app.board.tiles)
     app.c["shuffle"].click()
     assert app.board.tiles != tiles and app.board.exchanges == [] and app.board.marks.count("home") == 0
-    app.board.exchanges = [[7, 8]]
+    hand((7, 8))
     assert app.desk.moves == 1
     app.c["picture"].value = "two"
     assert app.desk.moves == 0 and torch.equal(app.desk.picture, PICTURE.flip(2))
     seen = app.c["beliefs"].value
     app.board.chosen = 6
     assert app.c["beliefs"].value != seen
-    app.board.exchanges = [[0, 12]]
+    hand((0, 12))
     assert "there are 9" in app.c["says"].value
+
+
+def test_exchanges_of_a_board_before_are_not_done_on_this_one(net):
+    app = PlayPuzzle(net, {"one": PICTURE})
+    old = [[app.board.board, 0, 1], [app.board.board, 1, 2], [app.board.board, 2, 3]]
+    app.board.exchanges = old
+    app.c["shuffle"].click()
+    fresh = app.desk.perms.tolist()
+    app.board.exchanges = [*old, [app.board.board - 1, 4, 5]]      # the browser has not heard of the shuffle
+    assert app.desk.perms.tolist() == fresh and app.desk.moves == 0
+    app.board.exchanges = [*old, [app.board.board - 1, 4, 5], [app.board.board, 7, 8]]
+    assert app.desk.perms.tolist() == [*fresh[:7], fresh[8], fresh[7]] and app.desk.moves == 1

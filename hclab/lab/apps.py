@@ -68,7 +68,7 @@ def scene(clip:Clip, frame:int, azimuth:float, model:Callable):
     figure = skeleton3d_figure({"truth": to_world(truth, camera), "lifted": to_world(answer, camera)}, skeleton("H36M16"), up="z", limits=BOX)
     return figure, _seen(joints2d), error
 
-# %% ../../nbs/80_lab/10_apps.ipynb #f561925a
+# %% ../../nbs/80_lab/10_apps.ipynb #5df1366b
 def turn_camera(clip:Clip, model:Callable, azimuth:int=60, frame:int=0):
     "An ipywidgets app: turn the camera around a clip and lift the pose again. Needs a live kernel."
     import ipywidgets as w
@@ -87,6 +87,6 @@ def turn_camera(clip:Clip, model:Callable, azimuth:int=60, frame:int=0):
         with view.batch_update():
             for old, trace in zip(view.data, new.data): old.x, old.y, old.z = trace.x, trace.y, trace.z
         label.value = f"<b>camera {turn.value}°, frame {move.value}: MPJPE {error:.1f} mm</b>"
-    for slider in (turn, move): slider.observe(lambda change: hands(show), "value")
+    for slider in (turn, move): slider.observe(lambda change: hands(show, key="show"), "value")
     hands(show)
     return w.VBox([w.HBox([turn, move]), label, w.HBox([picture, view])])

@@ -351,7 +351,7 @@ def _controls(w, s:Shot) -> dict:
         out[name] = (w.IntSlider if whole else w.FloatSlider)(value_of(s, name), min=low, max=high, step=step, description=WORDS.get(name, name.split(".")[-1]), layout=wide, style=words, **({} if whole else dict(readout_format=".2f")))
     return out
 
-# %% ../../nbs/80_lab/10d_body_camera.ipynb #ee272407
+# %% ../../nbs/80_lab/10d_body_camera.ipynb #8e5151ca
 RESTS = .35     # seconds without a change after which the careful picture is made
 
 class BodyCamera:
@@ -385,10 +385,10 @@ class BodyCamera:
 
     def _connect(self, w):
         "Hands to methods."
-        for name, control in self.c.items(): control.observe(lambda change, name=name: self.hands(partial(self._change, name)), "value")
+        for name, control in self.c.items(): control.observe(lambda change, name=name: self.hands(partial(self._change, name), key=name), "value")
         w.jslink((self.play, "value"), (self.c["frame"], "value"))
-        self.groups.observe(lambda change: self.hands(self._open), "value")
-        self.numbers.observe(lambda change: self.hands(self._show_numbers), "value")
+        self.groups.observe(lambda change: self.hands(self._open, key="open"), "value")
+        self.numbers.observe(lambda change: self.hands(self._show_numbers, key="numbers"), "value")
         self.buttons["another person"].on_click(lambda _: self.hands(self._another))
         self.buttons["save"].on_click(lambda _: self.hands(self._save, says=self.saved))
         self._open()
@@ -397,11 +397,11 @@ class BodyCamera:
         "Show the controls of the chosen group."
         for group, box in self.boxes.items(): box.layout.display = None if group in ("Camera", self.groups.value) else "none"
 
-# %% ../../nbs/80_lab/10d_body_camera.ipynb #3747d4dc
-def _put(self, s:Shot):
-    "Bring all controls to a shot."
+# %% ../../nbs/80_lab/10d_body_camera.ipynb #4feade78
+def _put(self, s:Shot, *names):
+    "Bring controls to a shot; what a hand has done to others meanwhile stays."
     with self.hands.away():
-        for name, control in self.c.items(): control.value = value_of(s, name)
+        for name in names: self.c[name].value = value_of(s, name)
 
 def _change(self, name:str):
     "One control moved."
@@ -411,7 +411,7 @@ def _change(self, name:str):
         new = with_value(self.shot, name, value)
         self._draw(new, quick=True)
     except ValueError:
-        self._put(self.shot)
+        self._put(self.shot, name)
         raise
     self._careful_soon()
 
@@ -419,7 +419,7 @@ def _another(self):
     "The next person of the city, in the same place before the same camera."
     who = identity(self.shot.person + 1)
     self._draw(replace(self.shot, person=who.number, shape=who.shape, look=who.look), quick=True)
-    self._put(self.shot)
+    self._put(self.shot, *(n for n in self.c if n.startswith(("shape.", "look."))))
     self._careful_soon()
 
 for _f in (_put, _change, _another): setattr(BodyCamera, _f.__name__, _f)

@@ -307,7 +307,7 @@ def predict(file:Annotated[Path, typer.Argument(help="lift3d: a recording (walk.
     if not flat and (layout or width or complete_only): raise Usage(f"--layout, --width, --height and --complete-only are for 2D joints ({', '.join(FILES2D)})")
     return _predict2d(file, out, layout, (height, width) if width else None, model, complete_only) if flat else _predict_recording(file, out, camera or "S9/54138969", model)
 
-# %% ../../nbs/80_lab/11_cli.ipynb #2022c1d6
+# %% ../../nbs/80_lab/11_cli.ipynb #5c5e75d0
 def _predict_recording(file:Path, out:Path, camera:str, model) -> None:
     "Project, lift and score a recording."
     from hclab.lab.predict import predict_lift3d
@@ -323,7 +323,7 @@ def _predict_photo(file:Path, out:Path, box:str|None, checkpoint:Path|None) -> N
     except ValueError as e: raise Usage(f"--box {box}: give x1,y1,x2,y2") from e
     if corners and len(corners) != 4: raise Usage(f"--box {box}: {len(corners)} numbers; give x1,y1,x2,y2")
     found, picture, numbers = predict_photo(file, out, pose_network(checkpoint or POSE_NETWORK), corners)
-    print(f"{file.name}: mean confidence {float(found.confidence.mean()):.2f}; the network has learnt on drawn people, one to a picture")
+    print(f"{file.name}: mean height of the peaks {float(found.confidence.mean()):.2f}, which is no probability; the network has learnt on drawn people, one to a picture")
     print(f"picture: {picture}\nnumbers: {numbers}  (hclab predict --task lift3d takes them)")
 
 def _predict2d(file:Path, out:Path, layout, size, model, complete_only:bool) -> None:

@@ -310,7 +310,7 @@ def _widgets(w, start:Start) -> dict:
         turn=w.IntSlider(round(start.azimuth + 50) % 360, 0, 355, 5, description="view (°)", layout=w.Layout(width="330px"), style={"description_width": "60px"}),
         play=w.Play(value=round(start.azimuth + 50) % 360, min=0, max=355, step=5, interval=150, repeat=True, show_repeat=False, layout=w.Layout(width="90px")), says=w.HTML(layout=w.Layout(height="52px")), table=w.HTML())
 
-# %% ../../nbs/80_lab/10c_drag_joint.ipynb #367b488b
+# %% ../../nbs/80_lab/10c_drag_joint.ipynb #ca7510b9
 class DragJoint:
     "The app; `widget` is what a notebook shows. Needs a live kernel."
 
@@ -324,21 +324,29 @@ class DragJoint:
         c, self.hands = self.c, Hands(self.c["says"])
         left = w.VBox([self.pad, w.HBox([c["limb"], c["reset"]]), *(c[k] for k in ("action", "performer", "moment", "azimuth"))], layout=w.Layout(flex="0 0 auto", width="356px"))
         self.widget = w.VBox([c["says"], w.HBox([left, w.VBox([self.view, w.HBox([c["play"], c["turn"]]), c["table"]])])])
-        self.pad.observe(lambda change: self.hands(self._pull), "pulled")
-        for name in ("action", "performer", "moment", "azimuth"): c[name].observe(lambda change: self.hands(self._put), "value")
+        self.waiting = {}      # joint -> its last place, and whether the limb follows: pulls that have not been done
+        self.pad.observe(lambda change: self._pulled(**change["new"]), "pulled")
+        for name in ("action", "performer", "moment", "azimuth"): c[name].observe(lambda change: self.hands(self._put, key="put"), "value")
         c["reset"].on_click(lambda _: self.hands(self._put))
         w.jslink((c["play"], "value"), (c["turn"], "value"))
-        c["turn"].observe(lambda change: self.hands(self._turn), "value")
+        c["turn"].observe(lambda change: self.hands(self._turn, key="turn"), "value")
         self.show(found)
 
-# %% ../../nbs/80_lab/10c_drag_joint.ipynb #9f2ca040
+# %% ../../nbs/80_lab/10c_drag_joint.ipynb #1d69b2a5
+def _pulled(self, joint:int, x:float, y:float):
+    "A joint was pulled in the browser, while others may still wait."
+    self.waiting[joint] = x, y, self.c["limb"].value
+    self.hands(self._pull, key="pull")
+
 def _pull(self):
-    "A joint was pulled in the browser."
-    self.desk.move(**self.pad.pulled, limb=self.c["limb"].value)
+    "Move what was pulled."
+    for joint in list(self.waiting):
+        x, y, limb = self.waiting.pop(joint)
+        self.desk.move(joint, x, y, limb)
     self.pad.joints = self.desk.joints2d.tolist()     # the browser leaves the joint under the mouse where it is
     self.show(self.desk.answers())
 
-# %% ../../nbs/80_lab/10c_drag_joint.ipynb #01309deb
+# %% ../../nbs/80_lab/10c_drag_joint.ipynb #a4370d18
 def _put(self):
     "Another pose, another camera, or the same again."
     c = self.c
@@ -352,7 +360,7 @@ def _turn(self):
     with self.view.batch_update():
         for number in range(1, len(self.desk.models) + 1): self.view.layout["scene" if number == 1 else f"scene{number}"].camera.eye = eye(self.c["turn"].value)
 
-for _f in (_pull, _put, _turn): setattr(DragJoint, _f.__name__, _f)
+for _f in (_pulled, _pull, _put, _turn): setattr(DragJoint, _f.__name__, _f)
 
 # %% ../../nbs/80_lab/10c_drag_joint.ipynb #02c27ac6
 def show(self, found:dict):
@@ -378,8 +386,8 @@ def describe(desk:DragDesk, found:dict) -> str:
 
 DragJoint.show = show
 
-# %% ../../nbs/80_lab/10c_drag_joint.ipynb #a93545ed
-def drag_joint(models:dict|None=None,      # name -> lifter of H36M16 screen joints, one to four; default: the network of the package
+# %% ../../nbs/80_lab/10c_drag_joint.ipynb #8f039e7c
+def drag_joint(models:dict|None=None,      # name -> lifter of H36M16 screen joints, one to four; default: those of the package
                start:Start|None=None):
     "*Drag a joint* as an ipywidgets app: pull, look, turn the camera, reset. Needs a live kernel."
     app = DragJoint(models, start)

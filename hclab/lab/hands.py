@@ -16,22 +16,27 @@ from html import escape
 
 from ..viz.style import BAD
 
-# %% ../../nbs/80_lab/09d_hands.ipynb #d4b09ad8
+# %% ../../nbs/80_lab/09d_hands.ipynb #fc34a753
 SETTLES = .03     # seconds that an act from another thread leaves to messages which wait already
 
 class Hands:
     "Does what hands ask, one thing after another in the thread that made the app; what went wrong is said by the app."
     def __init__(self, says):     # an ipywidgets `HTML` for what went wrong
-        self.says, self._ours, self._timer, self._home = says, False, None, threading.get_ident()
+        self.says, self._ours, self._timer, self._home, self._waiting = says, False, None, threading.get_ident(), set()
         try: self._loop, self._context = asyncio.get_running_loop(), copy_context()
         except RuntimeError: self._loop = None     # a script: nobody else asks
 
-    def __call__(self, act:Callable, says=None):
+    def __call__(self, act:Callable, says=None,
+                 key=None     # of acts from other threads that wait with the same key one is done; None: each is
+                ):
         "Do `act()`; a `ValueError` or `OSError` is said by `says`."
-        if self._loop is None or threading.get_ident() == self._home: self._do(act, says)
-        else: self._loop.call_soon_threadsafe(partial(self._loop.call_later, SETTLES, partial(self._do, act, says), context=self._context))
+        if self._loop is None or threading.get_ident() == self._home: return self._do(act, says)
+        if key is not None and key in self._waiting: return
+        self._waiting.add(key)
+        self._loop.call_soon_threadsafe(partial(self._loop.call_later, SETTLES, partial(self._do, act, says, key), context=self._context))
 
-    def _do(self, act, says):
+    def _do(self, act, says, key=None):
+        self._waiting.discard(key)
         if self._ours: return
         try: act()
         except (ValueError, OSError) as e: (says or self.says).value = alert(str(e))

@@ -186,7 +186,7 @@ def _controls(w, take:Take) -> dict:
         blend=slider("blend (s)", 0.4, 0.0, 1.5), join=w.Button(description="join and play", button_style="primary"),
         name=w.Text("mine" + KEPT, layout=w.Layout(width="200px"), continuous_update=True), save=w.Button(description="save", layout=w.Layout(width="110px")), says=w.HTML())
 
-# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #ea859d4f
+# %% ../../nbs/80_lab/10b_motion_mixer.ipynb #8580b480
 class MotionMixer:
     "The app; `widget` is what a notebook shows. Needs a live kernel."
 
@@ -218,10 +218,10 @@ class MotionMixer:
     def _connect(self, w):
         "Hands to methods."
         c = self.c
-        for name in ("action", "performer", "tempo", "amplitude", "noise", "seconds", "seed"): c[name].observe(lambda change, name=name: self.hands(partial(self._draw, name)), "value")
+        for name in ("action", "performer", "tempo", "amplitude", "noise", "seconds", "seed"): c[name].observe(lambda change, name=name: self.hands(partial(self._draw, name), key=name), "value")
         w.jslink((c["play"], "value"), (c["frame"], "value"))
-        c["frame"].observe(lambda change: self.hands(self._tick), "value")
-        c["speed"].observe(lambda change: self.hands(self._pace), "value")
+        c["frame"].observe(lambda change: self.hands(self._tick, key="frame"), "value")
+        c["speed"].observe(lambda change: self.hands(self._pace, key="speed"), "value")
         for name in ("add", "remove", "join", "save"): c[name].on_click(lambda _, name=name: self.hands(getattr(self, "_" + name)))
 
 # %% ../../nbs/80_lab/10b_motion_mixer.ipynb #7e194672

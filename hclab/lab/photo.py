@@ -25,7 +25,7 @@ def pose_network(path:Path|str=POSE_NETWORK) -> nn.Module:
     try: return load_pose_network(path)
     except (ValueError, RuntimeError, TypeError) as e: raise PredictError(f"{Path(path).name} is no network that finds joints: {str(e).splitlines()[0].replace(str(path), 'it')[:200]}") from e
 
-# %% ../../nbs/80_lab/09e_photo.ipynb #27837fb8
+# %% ../../nbs/80_lab/09e_photo.ipynb #1bd5742a
 def predict_photo(path:Path|str,                     # PNG, JPEG, WebP and what else Pillow reads
                   out:Path|str,                      # folder of the picture and the numbers
                   model:nn.Module|None=None,         # of `pose_network`; default: the network of the package
@@ -35,7 +35,8 @@ def predict_photo(path:Path|str,                     # PNG, JPEG, WebP and what 
     path, model = Path(path), model or pose_network()
     if not path.is_file(): raise PredictError(f"{path}: no such file")
     try: found = find_in_photo(model, path, box, model.config.data.layout, model.config.sigma)
-    except (ImageError, ValueError) as e: raise PredictError(f"{path.name}: {e}") from e
+    except ImageError as e: raise PredictError(str(e)) from e
+    except ValueError as e: raise PredictError(f"{path.name}: {e}") from e
     layout, (H, W) = skeleton(found.layout), found.image.shape[1:]
     sure = int((found.confidence >= NOT_FOUND).sum())
     ax = show_found(found.image, found.joints, found.confidence, found.layout, title=f"{path.name}: {sure} of {len(layout)} joints")

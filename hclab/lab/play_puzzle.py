@@ -110,14 +110,14 @@ def belief_sheet(desk:PuzzleDesk, answer:Answer, place:int):
         fig.suptitle(f"it belongs to the {field_name(home, desk.puzzle.grid)}: " + ("where does the network believe it lies?" if by_place else "where does the network believe it belongs?"), fontsize=9)
     return fig
 
-# %% ../../nbs/80_lab/10e_play_puzzle.ipynb #e6eb235c
+# %% ../../nbs/80_lab/10e_play_puzzle.ipynb #92fd0cd4
 BOARD_HAND = """
 function render({ model, el }) {
   const board = document.createElement("div");
   board.className = "hclab-board"; board.setAttribute("role", "group"); board.setAttribute("aria-label", "puzzle");
   el.append(board);
   let held = null, tiles = [];
-  const exchange = (a, b) => { held = null; mark(); if (a === b) return; model.set("exchanges", [...model.get("exchanges"), [a, b]]); model.save_changes(); };
+  const exchange = (a, b) => { held = null; mark(); if (a === b) return; model.set("exchanges", [...model.get("exchanges"), [model.get("board"), a, b]]); model.save_changes(); };
   const choose = (k) => { model.set("chosen", k); model.save_changes(); };
   const pick = (k) => { if (held === null) { held = k; choose(k); mark(); } else exchange(held, k); };
   const mark = () => tiles.forEach((tile, k) => {
@@ -160,7 +160,7 @@ BOARD_DRAW = """
 export default { render };
 """
 
-# %% ../../nbs/80_lab/10e_play_puzzle.ipynb #3e4ba244
+# %% ../../nbs/80_lab/10e_play_puzzle.ipynb #2f56dc95
 @lru_cache(maxsize=1)
 def _board_class():
     "The widget's class; anywidget is only loaded where a board is shown."
@@ -172,7 +172,8 @@ def _board_class():
         tiles = traitlets.List().tag(sync=True)        # a data address for each place
         marks = traitlets.List().tag(sync=True)        # "home" or "" for each place
         names = traitlets.List().tag(sync=True)        # each place in words
-        exchanges = traitlets.List().tag(sync=True)    # [a, b], the hand's, since the last shuffle
+        board = traitlets.Int(0).tag(sync=True)        # another number after each shuffle: exchanges of boards before are not done on this one
+        exchanges = traitlets.List().tag(sync=True)    # [board, a, b], the hand's
         chosen = traitlets.Int(0).tag(sync=True)
     return Board
 
@@ -189,7 +190,7 @@ def tiles_of(desk:PuzzleDesk) -> list[str]:
         out.append("data:image/jpeg;base64," + b64encode(held.getvalue()).decode())
     return out
 
-# %% ../../nbs/80_lab/10e_play_puzzle.ipynb #e898d415
+# %% ../../nbs/80_lab/10e_play_puzzle.ipynb #634ed08b
 class PlayPuzzle:
     "The app; `widget` is what a notebook shows. Needs a live kernel."
 
@@ -205,24 +206,26 @@ class PlayPuzzle:
         self.hands, c = Hands(self.c["says"]), self.c
         left = w.VBox([c["picture"], self.board, w.HBox([c["shuffle"], c["ask it"], c["let it solve"]]), c["marked"]], layout=w.Layout(flex="0 0 auto", width="330px"))
         self.widget = w.HBox([left, w.VBox([c["says"], c["beliefs"]], layout=w.Layout(flex="1 1 auto", min_width="0", margin="0 0 0 10px"))])
-        for control, trait, act in ((c["picture"], "value", self._put), (c["marked"], "value", self.show), (self.board, "exchanges", self._exchange), (self.board, "chosen", self._beliefs)):
-            control.observe(lambda change, act=act: self.hands(act), trait)
+        for control, trait, act in ((c["picture"], "value", self._put), (c["marked"], "value", self._mark), (self.board, "exchanges", self._exchange), (self.board, "chosen", self._beliefs)):
+            control.observe(lambda change, act=act: self.hands(act, key=act), trait)
         for name, act in (("shuffle", self._shuffle), ("ask it", self._ask), ("let it solve", self._solve)): c[name].on_click(lambda _, act=act: self.hands(act))
         self._fresh()
 
     def _put(self): self.desk.put(self.pictures[self.c["picture"].value]); self._fresh()
+    def _mark(self): self.show(asked=self.answer is not None)
     def _shuffle(self): self.desk.shuffle(); self._fresh()
 
     def _fresh(self):
         "Begin anew with what lies on the desk."
         with self.hands.away(): self.board.exchanges = []
-        self.done = 0
+        self.board.board, self.done = self.board.board + 1, 0
         self.show()
 
     def _exchange(self):
         "Do the hand's exchanges that have not been done."
-        for a, b in self.board.exchanges[self.done:]: self.desk.exchange(a, b)
-        self.done = len(self.board.exchanges)
+        wanted = [pair for board, *pair in self.board.exchanges if board == self.board.board]
+        todo, self.done = wanted[self.done:], len(wanted)
+        for a, b in todo: self.desk.exchange(a, b)
         self.show()
 
     def _ask(self):

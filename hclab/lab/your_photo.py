@@ -38,7 +38,7 @@ def photo_figure(found:PhotoPose,
         if box is not None: ax.add_patch(Rectangle(box[:2], box[2] - box[0], box[3] - box[1], fill=False, edgecolor="#fff", linewidth=1.6, linestyle=(0, (4, 3))))
     return ax.figure
 
-# %% ../../nbs/80_lab/10f_your_photo.ipynb #7a98f40d
+# %% ../../nbs/80_lab/10f_your_photo.ipynb #b710da04
 class YourPhoto:
     "The app; `widget` is what a notebook shows. Needs a live kernel."
 
@@ -53,41 +53,44 @@ class YourPhoto:
         c, self.hands = self.c, Hands(self.c["says"])
         hint = w.HTML("<span style='color:#666'>The box, in pixels. Near a person is better than far.</span>")
         self.widget = w.HBox([w.VBox([c["upload"], c["picture"], hint, c["across"], c["down"]], layout=w.Layout(flex="0 0 auto", width="330px")), w.VBox([c["says"], c["seen"]], layout=w.Layout(flex="1 1 auto", min_width="0", margin="0 0 0 10px"))])
-        for name, trait, act in (("upload", "value", self._upload), ("picture", "value", self._put), ("across", "value", self._look), ("down", "value", self._look)): c[name].observe(lambda change, act=act: self.hands(act), trait)
+        for name, act in (("upload", self._upload), ("picture", self._put), ("across", self._look), ("down", self._look)): c[name].observe(lambda change, act=act: self.hands(act, key=act), "value")
         self._put()
 
     def _upload(self):
         "Read what was uploaded; it becomes one of the pictures. Raises `ImageError` for what is none."
         if not self.c["upload"].value: return
         file = self.c["upload"].value[0]
-        self.pictures[file["name"]] = read_image(bytes(file["content"]))
+        self.pictures[file["name"]] = read_image(bytes(file["content"]), name=file["name"])
+        self.boxes.pop(file["name"], None)      # of another picture that was called so
         with self.hands.away(): self.c["picture"].options = list(self.pictures); self.c["picture"].value = file["name"]
         self._put()
 
     def _put(self):
         "Another picture, with its box or with a box round all of it."
-        image = self.pictures[self.c["picture"].value]
-        H, W = image.shape[1:]
-        x1, y1, x2, y2 = self.boxes.get(self.c["picture"].value, (0, 0, W, H))
+        self.shown = self.c["picture"].value     # whose box the sliders show
+        H, W = self.pictures[self.shown].shape[1:]
+        x1, y1, x2, y2 = self.boxes.get(self.shown, (0, 0, W, H))
         with self.hands.away():
             for slider, (low, high), most in ((self.c["across"], (x1, x2), W), (self.c["down"], (y1, y2), H)): slider.value, slider.max, slider.value = (0, 1), most, (low, high)
         self._look()
 
-# %% ../../nbs/80_lab/10f_your_photo.ipynb #e0d5aebd
+# %% ../../nbs/80_lab/10f_your_photo.ipynb #42d4459b
 def _look(self):
     "Ask the network about the box."
     from io import BytesIO
 
     import matplotlib.pyplot as plt
+    if self.c["picture"].value != self.shown: return self._put()
     (x1, x2), (y1, y2) = self.c["across"].value, self.c["down"].value
-    self.boxes[self.c["picture"].value] = box = (x1, y1, x2, y2)
-    self.found = find_in_photo(self.model, self.pictures[self.c["picture"].value], box, self.model.config.data.layout, self.model.config.sigma)
+    box = x1, y1, x2, y2
+    self.found = find_in_photo(self.model, self.pictures[self.shown], box, self.model.config.data.layout, self.model.config.sigma)
+    self.boxes[self.shown] = box
     figure, out = photo_figure(self.found, box), BytesIO()
     figure.savefig(out, format="png", dpi=110)
     plt.close(figure)
     self.c["seen"].value = out.getvalue()
     sure, none = int((self.found.confidence >= SURE).sum()), int((self.found.confidence < NOT_FOUND).sum())
-    self.c["says"].value = f"<b>Sure of {sure} of {len(self.found.joints)} joints" + (f", {none} not found" if none else "") + f"; mean confidence {float(self.found.confidence.mean()):.2f}</b>"
+    self.c["says"].value = f"<b>{sure} of {len(self.found.joints)} peaks are high" + (f", {none} too low to count" if none else "") + f"; mean height {float(self.found.confidence.mean()):.2f}</b>, which is no probability"
 
 YourPhoto._look = _look
 
