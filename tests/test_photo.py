@@ -45,7 +45,7 @@ def test_a_network_of_ones_own(photo):
     own = build_network(PoseConfig.for_profile("smoke"))
     save_model(photo.parent/"own.safetensors", own)
     assert run(photo, "--checkpoint", photo.parent/"own.safetensors", "--out", photo.parent/"own") == 0
-    found = predict_photo(photo, photo.parent/"again", own.eval())[0] if hasattr(own, "provenance") else predict_photo(photo, photo.parent/"again", pose_network(photo.parent/"own.safetensors"))[0]
+    found = predict_photo(photo, photo.parent/"again", pose_network(photo.parent/"own.safetensors"))[0]
     assert json.loads((photo.parent/"own/camera_pose.json").read_text())["joints2d"] == [[round(float(v), 2) for v in j] for j in found.joints]
 
 

@@ -38,7 +38,7 @@ def relift(clip:Clip,          # any layout that converts to H36M16
     answer = predict3d(model, data.joints2d)
     return data.joints2d[0], data.joints3d[0], answer[0], score(answer, data)["mpjpe"].value
 
-# %% ../../nbs/80_lab/10_apps.ipynb #9fe8a945
+# %% ../../nbs/80_lab/10_apps.ipynb #6773f569
 def to_world(joints:torch.Tensor, camera:Camera) -> torch.Tensor:
     "Turn hip-centred joints (...,3) of the camera frame back into the world's axes (z up)."
     return joints @ camera.R.to(joints)
@@ -47,18 +47,14 @@ BOX = ((-1.0, 1.0), (-1.0, 1.0), (-1.05, 0.95))  # metres around the hip: one bo
 
 def _seen(joints2d:torch.Tensor) -> bytes:
     "The input as a PNG."
-    from io import BytesIO
-
     import matplotlib.pyplot as plt
 
     from hclab.core.geometry import denormalise_screen
+    from hclab.viz.sheets import png_bytes
     from hclab.viz.skeleton2d import plot_skeleton2d
     fig, ax = plt.subplots(figsize=(3.6, 3.6), dpi=100)
     plot_skeleton2d(denormalise_screen(joints2d, (1000, 1000)), skeleton("H36M16"), image_size="joints", ax=ax, title="what the network sees")
-    picture = BytesIO()
-    fig.savefig(picture, format="png", bbox_inches="tight")
-    plt.close(fig)
-    return picture.getvalue()
+    return png_bytes(fig, bbox_inches="tight")
 
 def scene(clip:Clip, frame:int, azimuth:float, model:Callable):
     "The 3D figure of one state of the app, the input as PNG bytes, and the error in mm."

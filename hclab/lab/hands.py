@@ -16,7 +16,7 @@ from html import escape
 
 from ..viz.style import BAD
 
-# %% ../../nbs/80_lab/09d_hands.ipynb #fc34a753
+# %% ../../nbs/80_lab/09d_hands.ipynb #af5ab7dc
 SETTLES = .03     # seconds that an act from another thread leaves to messages which wait already
 
 class Hands:
@@ -32,7 +32,7 @@ class Hands:
         "Do `act()`; a `ValueError` or `OSError` is said by `says`."
         if self._loop is None or threading.get_ident() == self._home: return self._do(act, says)
         if key is not None and key in self._waiting: return
-        self._waiting.add(key)
+        if key is not None: self._waiting.add(key)
         self._loop.call_soon_threadsafe(partial(self._loop.call_later, SETTLES, partial(self._do, act, says, key), context=self._context))
 
     def _do(self, act, says, key=None):

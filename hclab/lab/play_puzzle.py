@@ -6,7 +6,7 @@
 __all__ = ['WORDS', 'BOARD_HAND', 'BOARD_DRAW', 'Answer', 'PuzzleDesk', 'ask', 'follow', 'field_name', 'belief_sheet', 'tiles_of',
            'PlayPuzzle', 'show', 'play_puzzle']
 
-# %% ../../nbs/80_lab/10e_play_puzzle.ipynb #b67b2f4d
+# %% ../../nbs/80_lab/10e_play_puzzle.ipynb #51856375
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -18,6 +18,7 @@ from .hands import Hands
 from ..methods.jigsaw import Solver, solve
 from ..tasks.puzzle import PuzzleError, centres, cut, draw_permutations, inverse, lay
 from ..train.loop import evaluating
+from ..viz.sheets import png_bytes
 
 # %% ../../nbs/80_lab/10e_play_puzzle.ipynb #ecf0fd91
 @dataclass(frozen=True, eq=False)
@@ -236,7 +237,7 @@ class PlayPuzzle:
         self.desk.follow(self.desk.ask())
         self.show()
 
-# %% ../../nbs/80_lab/10e_play_puzzle.ipynb #1ab959a7
+# %% ../../nbs/80_lab/10e_play_puzzle.ipynb #16b5ad50
 def show(self, asked:bool=False):
     "Bring board and words up to the desk; an answer is forgotten as soon as something else lies there."
     right = self.desk.right
@@ -250,13 +251,7 @@ def show(self, asked:bool=False):
 
 def _beliefs(self):
     "What the network believes about the chosen patch."
-    from io import BytesIO
-
-    import matplotlib.pyplot as plt
-    figure, out = belief_sheet(self.desk, self.answer or self.desk.ask(), self.board.chosen), BytesIO()
-    figure.savefig(out, format="png", dpi=150)
-    plt.close(figure)
-    self.c["beliefs"].value = out.getvalue()
+    self.c["beliefs"].value = png_bytes(belief_sheet(self.desk, self.answer or self.desk.ask(), self.board.chosen), dpi=150)
 
 PlayPuzzle.show, PlayPuzzle._beliefs = show, _beliefs
 
