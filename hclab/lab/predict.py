@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['ASSETS', 'LIFTERS', 'PRETRAINED', 'JUMP', 'FILES2D', 'READERS', 'UNITS', 'load_pretrained', 'lifters', 'from_arm',
-           'keep_pretrained', 'PredictError', 'load_lifter', 'lift', 'without_rest_frame', 'read_motion', 'Lifted',
-           'lift_clip', 'picture', 'write_pair', 'predict_lift3d', 'lift_poses', 'picture2d', 'predict_poses2d']
+           'keep_network', 'keep_pretrained', 'PredictError', 'load_lifter', 'lift', 'without_rest_frame',
+           'read_motion', 'Lifted', 'lift_clip', 'picture', 'write_pair', 'predict_lift3d', 'lift_poses', 'picture2d',
+           'predict_poses2d']
 
 # %% ../../nbs/80_lab/09_predict.ipynb #e5a409c9
 from collections.abc import Callable
@@ -48,7 +49,7 @@ def lifters() -> dict[str, torch.nn.Module]:
     "All trained lifters of the package, by method."
     return {name.removesuffix("-h36m16"): load_pretrained(name) for name in PRETRAINED}
 
-# %% ../../nbs/80_lab/09_predict.ipynb #17bef99e
+# %% ../../nbs/80_lab/09_predict.ipynb #31a58170
 def from_arm(row:dict,               # what a run left in its result.json
              model:torch.nn.Module,  # of the run's settings
             ) -> torch.nn.Module|None:
@@ -58,12 +59,19 @@ def from_arm(row:dict,               # what a run left in its result.json
     model.load_state_dict(newest_valid(folder).tensors("model.safetensors"))
     return model.eval()
 
+def keep_network(name:str,           # of the file
+                 model:torch.nn.Module, row:dict,
+                 **scores:float      # of the arm, by name and unit
+                ) -> Path:
+    "Make the network of an arm one that comes with the package; the file says which arm, seed and commit made it."
+    path = ASSETS/f"{name}.safetensors"
+    save_model(path, model, {"arm": row["name"], "seed": row["seed"], "key": row["key"], "commit": row["provenance"]["commit"], **scores})
+    return path
+
 def keep_pretrained(method:str,      # one of LIFTERS
                     model:torch.nn.Module, row:dict) -> Path:
-    "Make the network of an arm the one that comes with the package; the file says which arm, seed and commit made it."
-    path = ASSETS/f"{method}-h36m16.safetensors"
-    save_model(path, model, {"arm": row["name"], "seed": row["seed"], "key": row["key"], "commit": row["provenance"]["commit"], "test_mpjpe_mm": row["result"]["test_mpjpe"]})
-    return path
+    "The lifter of an arm, as `keep_network`."
+    return keep_network(f"{method}-h36m16", model, row, test_mpjpe_mm=row["result"]["test_mpjpe"])
 
 class PredictError(ConfigError):
     "A file, a camera or a checkpoint with which there is nothing to predict."

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['photo_figure', 'YourPhoto', 'your_photo']
 
-# %% ../../nbs/80_lab/10f_your_photo.ipynb #ecba7120
+# %% ../../nbs/80_lab/10f_your_photo.ipynb #2c9013fb
 from torch import Tensor, nn
 
 from ..core.config import ConfigError
 from ..data.images import read_image
 from .hands import Hands
-from .photo import BOXES, first_pictures, pose_network
-from ..tasks.pose2d import NOT_FOUND, SURE, PhotoPose, find_in_photo, show_found
+from .photo import find_person, pose_network
+from ..tasks.photographs import labelled_photos
+from ..tasks.pose2d import NOT_FOUND, SURE, PhotoPose, show_found
 from ..viz.sheets import png_bytes
 
 # %% ../../nbs/80_lab/10f_your_photo.ipynb #0dcaaee2
@@ -29,13 +30,14 @@ def photo_figure(found:PhotoPose,
         if box is not None: ax.add_patch(Rectangle(box[:2], box[2] - box[0], box[3] - box[1], fill=False, edgecolor="#fff", linewidth=1.6, linestyle=(0, (4, 3))))
     return ax.figure
 
-# %% ../../nbs/80_lab/10f_your_photo.ipynb #b710da04
+# %% ../../nbs/80_lab/10f_your_photo.ipynb #0a079263
 class YourPhoto:
     "The app; `widget` is what a notebook shows. Needs a live kernel."
 
     def __init__(self, model:nn.Module|None=None, pictures:dict[str, Tensor]|None=None, boxes:dict|None=None):
         import ipywidgets as w
-        self.model, self.pictures, self.boxes = model or pose_network(), dict(first_pictures() if pictures is None else pictures), dict(BOXES if boxes is None else boxes)
+        photos = labelled_photos() if pictures is None else {}
+        self.model, self.pictures, self.boxes = model or pose_network(), dict(pictures or {n: p.image for n, p in photos.items()}), {n: p.box for n, p in photos.items()} | dict(boxes or {})
         if not self.pictures: raise ConfigError("no pictures to begin with; give a dict of names and pictures (3,H,W)")
         wide, words = w.Layout(width="312px"), {"description_width": "58px"}
         self.c = dict(upload=w.FileUpload(accept="image/*", multiple=False, description="a picture of yours", layout=w.Layout(width="200px")), picture=w.Dropdown(options=list(self.pictures), description="picture", layout=wide, style=words),
@@ -65,13 +67,13 @@ class YourPhoto:
             for slider, (low, high), most in ((self.c["across"], (x1, x2), W), (self.c["down"], (y1, y2), H)): slider.value, slider.max, slider.value = (0, 1), most, (low, high)
         self._look()
 
-# %% ../../nbs/80_lab/10f_your_photo.ipynb #ff52538c
+# %% ../../nbs/80_lab/10f_your_photo.ipynb #906fc05c
 def _look(self):
     "Ask the network about the box."
     if self.c["picture"].value != self.shown: return self._put()
     (x1, x2), (y1, y2) = self.c["across"].value, self.c["down"].value
     box = x1, y1, x2, y2
-    self.found = find_in_photo(self.model, self.pictures[self.shown], box, self.model.config.data.layout, self.model.config.sigma)
+    self.found = find_person(self.model, self.pictures[self.shown], box)
     self.boxes[self.shown] = box
     self.c["seen"].value = png_bytes(photo_figure(self.found, box), dpi=110)
     sure, none = int((self.found.confidence >= SURE).sum()), int((self.found.confidence < NOT_FOUND).sum())

@@ -24,7 +24,7 @@ def test_a_photograph_is_uploaded_and_boxed(lab, page, tmp_path):
     before = seen.get_attribute("src")
     if shots := os.environ.get("HCLAB_SHOTS"): screenshot(page, Path(shots)/"your_photo.png")
 
-    chosen.select_option("astronaut")
+    chosen.select_option("cameraman")
     wait_until(page, lambda: seen.get_attribute("src") != before, "another picture")
     before = seen.get_attribute("src")
     def upload(name):
