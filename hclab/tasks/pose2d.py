@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GROUPS', 'HEAD_JOINTS', 'ALPHA', 'BOX_FILL', 'SURE', 'NOT_FOUND', 'PoseConfig', 'build_network', 'load_pose_network',
            'maps_of', 'ask', 'pose_loss', 'Found', 'find', 'groups', 'sizes', 'pck', 'pck_rows', 'interval',
-           'oks_joints', 'oks_ap', 'mean_answer', 'pose_optimiser', 'rate', 'train_network', 'train_pose',
+           'oks_joints', 'oks_ap', 'mean_answer', 'pose_optimiser', 'rate', 'train_network', 'losses_on', 'train_pose',
            'as_visibility', 'show_found', 'show_beliefs', 'PhotoPose', 'find_in_photo']
 
 # %% ../../nbs/50_tasks/03_pose2d.ipynb #001a7ff4
@@ -233,13 +233,22 @@ def train_network(model:nn.Module, train:PoseSet, val:PoseSet, config:PoseConfig
     return fit(model, lambda n: training_batch(train, n, config.loop.batch, grid, seed), pose_loss, config.loop, folder=folder, seed=seed, settings=config, make_optimiser=learnt,
                schedules=rate(config.loop, config.warmup), evaluate=lambda m: {"val_pck": pck(find(m, val, config.sigma), val).value})
 
-# %% ../../nbs/50_tasks/03_pose2d.ipynb #cab75d05
+# %% ../../nbs/50_tasks/03_pose2d.ipynb #c36283c1
+@torch.no_grad()
+def losses_on(model:nn.Module, data:PoseSet, sigma:float, batch:int=64) -> dict[str, float]:
+    "`pose_loss` of each stage on people as a test sees them: squared error a picture."
+    total, grid = {}, maps_of(model, data.config.image_size, sigma)
+    with evaluating(model):
+        for rows in torch.arange(len(data)).split(batch):
+            for stage, loss in pose_loss(model, batch_of(data, rows, grid)).items(): total[stage] = total.get(stage, 0.0) + float(loss)*len(rows)
+    return {stage: value/len(data) for stage, value in total.items()}
+
 def train_pose(build:Callable[[PoseConfig], nn.Module],    # settings -> network, from torch's generator
                config:PoseConfig, seed:int=0, folder:Path|None=None,
                people:dict[str, PoseSet]|None=None,        # train, val and test where they are made already
                frozen:Callable[[nn.Module], Sequence[str]]|None=None # network -> beginnings of names of weights that stay as they are
               ) -> dict[str, Any]:
-    "Train one arm and score it on its test people: PCK with interval, groups, OKS AP, the mean heatmap's PCK and losses, and the curve."
+    "Train one arm and score it on its test people: PCK with interval, groups, OKS AP, losses, the mean heatmap's PCK and losses, and the curve."
     sets = people or make_parts(config.data)
     with seeded(seed): model = build(config)
     untrained = pck(find(model, sets["val"], config.sigma), sets["val"]).value
@@ -249,7 +258,7 @@ def train_pose(build:Callable[[PoseConfig], nn.Module],    # settings -> network
     low, high = interval(found, sets["test"])
     return {"test_pck": pck(found, sets["test"]).value, "test_pck_low": low, "test_pck_high": high, "test_groups": {g: r.value for g, r in pck_rows(found, sets["test"]).items()},
             "test_oks_ap": oks_ap(found, sets["test"])["AP"].value, "val_pck": curve[-1]["val_pck"], "untrained_val_pck": untrained, "floor_pck": pck(floor, sets["test"]).value,
-            "floor_losses": levels, "train_people": len(sets["train"]), "test_people": len(sets["test"]), "parameters": sum(p.numel() for p in model.parameters()), "curve": curve, "model": model}
+            "test_losses": losses_on(model, sets["test"], config.sigma), "floor_losses": levels, "train_people": len(sets["train"]), "test_people": len(sets["test"]), "parameters": sum(p.numel() for p in model.parameters()), "curve": curve, "model": model}
 
 # %% ../../nbs/50_tasks/03_pose2d.ipynb #26b86f57
 SURE, NOT_FOUND = .4, .1      # heights of a peak: drawn full; not drawn
