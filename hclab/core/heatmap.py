@@ -142,13 +142,16 @@ def around(maps:Tensor,     # (B,J,H,W)
     nine = maps.flatten(2).gather(2, index).unflatten(2, (3, 3))
     return nine, (column > 0) & (column < W - 1), (row > 0) & (row < H - 1)
 
-# %% ../../nbs/00_core/07_heatmap.ipynb #66624099
+# %% ../../nbs/00_core/07_heatmap.ipynb #8a4d0369
 def find_peaks(maps:Tensor # (B,J,H,W)
               ) -> tuple[Tensor, Tensor, Tensor]:
     "Height, row and column (B,J) of the largest value of each map, the first of equal ones; NaN where a map holds one."
-    peak, row = maps.amax(3).max(2)
-    line = maps.gather(2, row[..., None, None].expand(-1, -1, 1, maps.shape[3]))[:, :, 0]
-    return peak, row, line.argmax(2)
+    H, W = maps.shape[2:]
+    together = next(n for n in (4, 3, 2, 1) if H % n == 0)      # rows: a maximum without its place is quick, and quicker on longer lines
+    lines = maps.reshape(*maps.shape[:2], H//together, together*W)
+    peak, line = lines.amax(3).max(2)
+    place = lines.gather(2, line[..., None, None].expand(-1, -1, 1, together*W))[:, :, 0].argmax(2)
+    return peak, line*together + place//W, place % W
 
 # %% ../../nbs/00_core/07_heatmap.ipynb #e04833e6
 REFINEMENTS = ("none", "quarter", "taylor")

@@ -25,7 +25,7 @@ from ..data.readers.coco import COCO
 from ..data.readers.lsp import LSP
 from ..data.readers.mpii import open_conversion, open_release
 
-# %% ../../nbs/50_tasks/02_pose_data.ipynb #d99775ae
+# %% ../../nbs/50_tasks/02_pose_data.ipynb #30a6c62c
 DATASETS = ("world", "lsp", "lsp_extended", "mpii", "mpii_json", "coco")
 PARTS = ("train", "val", "test")
 GREY = 128/255
@@ -51,6 +51,7 @@ class PoseDataConfig(Config):
     least: int = 1                    # labelled joints that a person must have
     shake: Shake = Shake(degrees=40.0, turned=1.0, scale=(0.7, 1.3), shift=0.05)
     jitter: bool = True               # change colours
+    colour: Colour = Colour(grey=.1)  # how
     profiles = dict(smoke=dict(image_size=(64, 64), drawn=FACING, train=48, val=24, test=24, drawn_size=(96, 96), loose=.15, jitter=False),
                     cpu=dict(image_size=(96, 96), drawn=FACING, drawn_size=(192, 192), loose=.1, jitter=False), gpu=dict(train=8000, val=400, test=1000))
 
@@ -228,7 +229,7 @@ def make_parts(config:PoseDataConfig) -> dict[str, PoseSet]:
     "The people of all `PARTS`, by name."
     return {part: make_part(config, part) for part in PARTS}
 
-# %% ../../nbs/50_tasks/02_pose_data.ipynb #fc4b1e6f
+# %% ../../nbs/50_tasks/02_pose_data.ipynb #bc2ea80a
 def slip(data:PoseSet, row:int) -> Tensor:
     "(3,3) by which the box of a test is off: up to `loose`, drawn from the seed and the person."
     if not data.config.loose: return torch.eye(3, dtype=torch.float64)
@@ -242,7 +243,7 @@ def view(data:PoseSet, row:int, generator:torch.Generator|None=None # None: as i
     matrix = compose(person_crop(data.boxes[row], size, c.margin), slip(data, row)) if generator is None else random_crop(data.boxes[row], size, generator, replace(c.shake, margin=c.margin))
     sample = {"image": data.images[row].float()/255, "joints2d": data.joints[row:row + 1], "visibility": data.visibility[row:row + 1], "skeleton": c.layout, "image_size": tuple(data.images.shape[2:])}
     out = warp(sample, matrix, size, Rules(fill=GREY, outside=2, vanished="keep"))
-    if generator is not None and c.jitter: out["image"] = change_colour(out["image"], generator, Colour(grey=.1))
+    if generator is not None and c.jitter: out["image"] = change_colour(out["image"], generator, c.colour)
     return out, matrix
 
 def batch_of(data:PoseSet, rows,                 # people
