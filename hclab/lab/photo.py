@@ -18,7 +18,7 @@ from .predict import ASSETS, PredictError, from_arm, keep_network, write_pair
 from ..tasks.photographs import PhotoConfig
 from ..tasks.pose2d import NOT_FOUND, PhotoPose, build_network, find_in_photo, load_pose_network, show_found
 
-# %% ../../nbs/80_lab/09e_photo.ipynb #2ab8e618
+# %% ../../nbs/80_lab/09e_photo.ipynb #52f52a4d
 POSE_NETWORK = ASSETS/"pose2d-lsp14.safetensors"
 
 def pose_network(path:Path|str=POSE_NETWORK) -> nn.Module:
@@ -28,9 +28,11 @@ def pose_network(path:Path|str=POSE_NETWORK) -> nn.Module:
     except (ValueError, RuntimeError, TypeError) as e: raise PredictError(f"{Path(path).name} is no network that finds joints: {str(e).splitlines()[0].replace(str(path), 'it')[:200]}") from e
 
 def train_pose_network() -> Path:
-    "Train the network of the package, or take the run that is there, and keep it. Raises `ArmsFailed`."
+    "Train the network of the package, or take the run that is there, and keep it. Raises `ArmsFailed`, `PredictError` for a run of other code or of code that was not committed."
     arm = Arm("photographs", "hclab.tasks.photographs:photo_arm", PhotoConfig.for_profile("gpu"), 0)
-    row = run_arms([arm])[arm.name, arm.seed].row
+    state = run_arms([arm])[arm.name, arm.seed]
+    row, changed = state.row, state.row["provenance"]["dirty"]
+    if state.state != "done" or changed: raise PredictError(f"the run of {arm.name} is {state.state}{' (' + state.why + ')' if state.why else ''}{', of uncommitted code: ' + ', '.join(changed[:4]) if changed else ''}; commit, and run it again with --force")
     return keep_network(POSE_NETWORK.stem, from_arm(row, build_network(arm.config.pose)), row, test_pck_percent=row["result"]["test_pck"])
 
 # %% ../../nbs/80_lab/09e_photo.ipynb #5a0cbbb4
