@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core.config import Config, ConfigError
+from ..data.sequence_views import SequenceViewError, check_sequence
 
 # %% ../../nbs/30_models/04b_windows.ipynb #cab6b4d2
 @dataclass(frozen=True)
@@ -52,14 +53,11 @@ def check_batch(sequence:Tensor,      # (B,T,J,3)
                 mask:Tensor,          # (B,T) bool
                 joints:int|None=None  # how many a network wants
                ) -> Tensor:
-    "(B,) frames of each sequence. Raises `ValueError` for shapes that do not fit, another number of joints, sequences without a frame, frames after padding, or numbers that are not finite."
-    if sequence.ndim != 4 or sequence.shape[-1] != 3: raise ValueError(f"sequence is {tuple(sequence.shape)}, expected (B,T,J,3): one person each; two people are two sequences")
-    if mask.dtype != torch.bool or mask.shape != sequence.shape[:2]: raise ValueError(f"mask is {tuple(mask.shape)} {mask.dtype}, expected {tuple(sequence.shape[:2])} bool, True where a frame is real")
-    if joints is not None and sequence.shape[2] != joints: raise ValueError(f"{sequence.shape[2]} joints, the network was built for {joints}; convert them with hclab.core.skeleton.convert, or build it for their layout")
+    "(B,) frames of each sequence. Raises `ValueError` (`SequenceViewError`) for what `check_sequence` refuses, for another number of joints, and for sequences without a frame."
+    check_sequence(sequence, mask)
+    if joints is not None and sequence.shape[2] != joints: raise SequenceViewError(f"{sequence.shape[2]} joints, the network was built for {joints}; convert them with hclab.core.skeleton.convert, or build it for their layout")
     frames = mask.sum(1)
-    if not len(frames) or int(frames.min()) == 0: raise ValueError(f"{'no sequence' if not len(frames) else f'sequence {int(frames.argmin())} has no frame: nobody was seen'}; leave such recordings out")
-    if bool((mask[:, 1:] & ~mask[:, :-1]).any()): raise ValueError("a real frame comes after padding; fill gaps (hclab.data.sensor.filled) or cut there")
-    if not bool(torch.isfinite(sequence).all()): raise ValueError(f"{int((~torch.isfinite(sequence)).sum())} coordinates are not finite, as lost tracking leaves them; fill them (hclab.data.sensor.filled) or cut there")
+    if not len(frames) or int(frames.min()) == 0: raise SequenceViewError(f"{'no sequence' if not len(frames) else f'sequence {int(frames.argmin())} has no frame: nobody was seen'}; leave such recordings out")
     return frames
 
 def shared_windows(frames:Tensor, # (B,) of each sequence, as `check_batch` returns
