@@ -9,10 +9,11 @@ from torch.nn import functional as F
 from hclab.core.config import ConfigError
 from hclab.core.skeleton import skeleton
 from hclab.data.sequence_views import SequenceAugment, mask_joints
-from hclab.methods.hitrs import (HiTRS, HiTRSAction, HiTRSConfig, Pretext, PretextArm, PretextConfig, action_arm, clip_answers, clip_mask, draw_swaps, encoder_of, frame_answers, loss,
-                                 moving_clips, pretext_arm, pretext_batch, pretext_optimiser, pretrain, usable_sequences, video_answers)
+from hclab.methods.hitrs import (HiTRS, HiTRSAction, HiTRSConfig, HiTRSFrames, HiTRSPrediction, Pretext, PretextArm, PretextConfig, action_arm, clip_answers, clip_mask, draw_swaps, encoder_of, frame_answers, frames_arm,
+                                 loss, moving_clips, prediction_arm, pretext_arm, pretext_batch, pretext_optimiser, pretrain, usable_sequences, video_answers)
 from hclab.models.windows import Windows, window_count
 from hclab.tasks.action import ActionConfig, Recogniser
+from hclab.tasks.frame_labels import FrameConfig, StreamConfig
 from hclab.tasks.skeleton_data import SkeletonDataConfig, SkeletonSet
 from hclab.train.loop import LoopConfig, seeded
 
@@ -236,3 +237,23 @@ def test_settings_are_checked():
         with pytest.raises(ConfigError): HiTRSConfig(**wrong)
     assert PretextConfig.from_dict(PretextConfig(model=SMALL).to_dict()) == PretextConfig(model=SMALL)
 
+
+
+def test_detection_and_prediction_start_from_a_pre_training(tmp_path):
+    streams = StreamConfig.for_profile("smoke", performers=4, length=2)
+    quick = LoopConfig(steps=3, batch=8, lr=1e-3, log_every=3, save_every=3, device="cpu")
+    result = frames_arm(HiTRSFrames(SMALL, FrameConfig.for_profile("smoke", streams=streams, loop=quick)), 0)
+    assert {"mAP_a@0.5", "mAP_v@0.5", "missed", "test_frames", "curve"} <= set(result) and "model" not in result
+    base = HiTRSPrediction.for_profile("smoke")
+    small = replace(base, model=SMALL, data=replace(base.data, performers=4, actions=("walk", "wave")), prediction=replace(base.prediction, loop=quick))
+    said = prediction_arm(small, 0)
+    assert said["zero_velocity"] > 0 and set(said["test_by_horizon"]["network"]) == {"200 ms", "400 ms", "600 ms", "all"}
+    with pytest.raises(ConfigError, match="give both the same"): prediction_arm(replace(small, data=replace(small.data, fps=12.0)), 0)
+    with pytest.raises(ConfigError, match="one pre-training"): frames_arm(HiTRSFrames(SMALL), 0, None, {"a": tmp_path, "b": tmp_path})
+
+
+def test_a_clip_says_what_it_says_in_its_stream():
+    sequence, mask = drawn((40,), dtype=torch.double)
+    net = HiTRS(SMALL).double().eval()
+    clips = torch.stack([sequence[0, t - 12:t + 13:4] for t in range(12, 28)])
+    assert torch.allclose(net.of_clips(clips), net.each_frame(sequence, mask)[0, 12:28])
