@@ -52,6 +52,7 @@ def below(generator:torch.Generator, count:Tensor # (...) whole numbers
     draws = torch.rand(count.shape, generator=generator, device=generator.device).to(count.device)
     return torch.minimum((draws*count).long(), count - 1).clamp_min(0)
 
+# %% ../../nbs/20_data/05b_sequence_views.ipynb #1135e7ac
 def take_frames(sequence:Tensor, # (B,T,J,3)
                 at:Tensor,       # (B,S) frame numbers; those outside are clamped
                 keep:Tensor,     # (B,S) bool
@@ -73,6 +74,7 @@ def layout_of(sequence:Tensor, layout:Skeleton|str) -> Skeleton:
     if len(s) != sequence.shape[2]: raise SequenceViewError(f"sequence has {sequence.shape[2]} joints, {s.name} has {len(s)}; name the layout of these joints")
     return s
 
+# %% ../../nbs/20_data/05b_sequence_views.ipynb #99f34270
 def stream(sequence:Tensor,         # (B,T,J,3) metres
            mask:Tensor,             # (B,T) bool
            kind:str,                # one of `STREAMS`
@@ -103,6 +105,7 @@ def centre(sequence:Tensor,        # (B,T,J,3) metres
     if how == "none": return sequence
     return (sequence - (sequence[:, :1, at, None] if how == "first" else sequence[:, :, at, None]))*mask[..., None, None]
 
+# %% ../../nbs/20_data/05b_sequence_views.ipynb #3c00ce18
 def turn_shoulders(sequence:Tensor,    # (B,T,J,3) metres
                    mask:Tensor,        # (B,T) bool
                    layout:Skeleton|str,
@@ -133,6 +136,7 @@ def shear(sequence:Tensor,           # (B,T,J,3) metres
     matrix = eye + (1 - eye)*amplitude*(2*uniform(generator, (len(sequence), 3, 3), sequence) - 1)
     return torch.einsum("bij,btkj->btki", matrix, sequence)
 
+# %% ../../nbs/20_data/05b_sequence_views.ipynb #6b2ae8e1
 def rescale(sequence:Tensor, generator:torch.Generator, low:float=.8, high:float=1.2) -> Tensor:
     "(B,T,J,3): each sequence times its own factor, uniform in [low, high]. Raises `SequenceViewError`."
     check_sequence(sequence)
@@ -172,6 +176,7 @@ def interpolate(sequence:Tensor, # (B,T,J,3)
     out[:, :-1] += r*(sequence[:, 1:] - sequence[:, :-1])*mask[:, 1:, None, None]
     return out
 
+# %% ../../nbs/20_data/05b_sequence_views.ipynb #3d48eaee
 def crop(sequence:Tensor, # (B,T,J,3)
          mask:Tensor,     # (B,T) bool
          generator:torch.Generator,
@@ -186,7 +191,7 @@ def crop(sequence:Tensor, # (B,T,J,3)
     keep = at < (frames - gone)[:, None]
     return take_frames(sequence, at + below(generator, gone + 1)[:, None], keep), keep
 
-# %% ../../nbs/20_data/05b_sequence_views.ipynb #3d48eaee
+# %% ../../nbs/20_data/05b_sequence_views.ipynb #3913d40b
 EDGES = ("repeat", "once")
 
 def reflect_crop(sequence:Tensor,      # (B,T,J,3)
@@ -204,6 +209,7 @@ def reflect_crop(sequence:Tensor,      # (B,T,J,3)
     at = torch.where(at < 0, -at - twice, at)
     return take_frames(sequence, torch.where(at > last, 2*last - at + twice, at), mask)
 
+# %% ../../nbs/20_data/05b_sequence_views.ipynb #a329e5a8
 def resize_frames(sequence:Tensor,   # (B,T,J,3)
                   mask:Tensor,       # (B,T) bool
                   frames:int=50,     # length of the result
@@ -243,13 +249,14 @@ class SequenceAugment(Config):
             for name in getattr(self, what): _named(name, known, what)
         _named(self.noise_per, NOISE_PER, "noise_per")
 
+# %% ../../nbs/20_data/05b_sequence_views.ipynb #d61609a0
 def draw_choices(count:int, config:SequenceAugment, generator:torch.Generator) -> Tensor:
     "(count,2) int64: which of `config.spatial` and of `config.temporal` each sample gets; -1 for none."
     draw = lambda n: torch.randint(n, (count,), generator=generator, device=generator.device)
     changed = torch.rand(count, generator=generator, device=generator.device) < config.chance
     return torch.stack([torch.where(changed, draw(len(names)), -1) if names else torch.full_like(changed, -1, dtype=torch.int64) for names in (config.spatial, config.temporal)], 1)
 
-# %% ../../nbs/20_data/05b_sequence_views.ipynb #d61609a0
+# %% ../../nbs/20_data/05b_sequence_views.ipynb #a7f18109
 def _apply(name:str, sequence:Tensor, mask:Tensor, config:SequenceAugment, generator) -> tuple[Tensor, Tensor]:
     "One operation on all of a batch."
     if name == "shear": return shear(sequence, generator, config.amplitude), mask
@@ -259,6 +266,7 @@ def _apply(name:str, sequence:Tensor, mask:Tensor, config:SequenceAugment, gener
     if name == "crop": return crop(sequence, mask, generator, config.drop)
     return reflect_crop(sequence, mask, generator), mask
 
+# %% ../../nbs/20_data/05b_sequence_views.ipynb #3087c079
 def augment(sequence:Tensor, # (B,T,J,3) metres
             mask:Tensor,     # (B,T) bool
             config:SequenceAugment,

@@ -116,6 +116,7 @@ class Seen:
         "(B,N,F) rows of `features`."
         return F.pad(self.at, (pad, pad), value=len(self.features) - 1)[:, table]
 
+# %% ../../nbs/60_methods/03_hitrs.ipynb #d0ec5858
 class HiTRS(nn.Module):
     "Sequences (B,T,J,3) of one person each, `mask` (B,T) -> video tokens (B,4*width). Raises what `check_batch` raises."
     def __init__(self, layout:str|HiTRSConfig="NTU25"):      # a layout at the paper's size, or all settings
@@ -189,6 +190,7 @@ def draw_swaps(counts:Tensor, generator:torch.Generator) -> Tensor:
         order[b, i], order[b, j] = j, i
     return order
 
+# %% ../../nbs/60_methods/03_hitrs.ipynb #13b2d475
 def moving_clips(sequence:Tensor, mask:Tensor, generator:torch.Generator, windows:Windows) -> Tensor:
     "(B,) a clip of each sequence in which something moves, drawn among them; -1 where nothing does. Clips begin at every frame."
     each = Windows(windows.size, 1, windows.dilate)
@@ -211,6 +213,7 @@ def pretext_batch(sequence:Tensor, mask:Tensor,    # (B,T,J,3), (B,T)
     return {"sequence": spoilt, "target": sequence, "selected": selected, "mask": mask, "clip": moving_clips(sequence, mask, generator, windows),
             "swap": draw_swaps(torch.full((len(mask),), windows.size), generator), "order": draw_swaps(counts, generator), "counts": counts}
 
+# %% ../../nbs/60_methods/03_hitrs.ipynb #6792511e
 class Pretext(nn.Module):
     "A `HiTRS` and the heads that answer the three questions."
     def __init__(self, config:PretextConfig):
@@ -235,6 +238,7 @@ def clip_answers(model:Pretext, seen:Seen, batch:dict) -> tuple[Tensor, Tensor]:
     both = torch.cat([own, own.gather(1, batch["swap"][valid])])
     return model.swapped(model.encoder.clip(seen.features[both])), (torch.arange(len(both), device=both.device) < len(own)).long()
 
+# %% ../../nbs/60_methods/03_hitrs.ipynb #dc282f92
 def video_answers(model:Pretext, seen:Seen, batch:dict) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     "Scores (2K,2) of K videos as they are and with two clips exchanged, the truth, the clip that each expects next (K,2*width) and the one that came (no gradient). Videos of fewer than three clips are left out."
     clips, _ = model.encoder.clips(seen, model.config.model.windows)
@@ -278,6 +282,7 @@ def usable_sequences(data:SkeletonSet) -> tuple[Tensor, Tensor]:
     if not keep.any(): raise ConfigError(f"no sequence has {SHORTEST} frames, which three clips need; the longest has {int(mask.sum(1).max())}: take longer ones or more frames a second")
     return sequence[keep], mask[keep]
 
+# %% ../../nbs/60_methods/03_hitrs.ipynb #19693264
 @torch.no_grad()
 def answers(model:Pretext, batches:list[dict]) -> dict[str, float]:
     "Scores of the questions on fixed batches: error of spoilt joints in mm of the stream, per cent right of the others."
@@ -320,6 +325,7 @@ class PretextArm(Config):
     pretext: PretextConfig = PretextConfig()
     profiles = {p: dict(data=SkeletonDataConfig.for_profile(p), pretext=PretextConfig.for_profile(p)) for p in ("smoke", "cpu", "gpu")}
 
+# %% ../../nbs/60_methods/03_hitrs.ipynb #658ed9f3
 def pretext_arm(config:PretextArm, seed:int, folder:Path|None=None) -> dict:
     "Pre-train and score: `answers` on val (as `val_`) and on test people, and the curve. Raises `ConfigError` where layouts differ."
     parts = make_parts(config.data)
@@ -330,6 +336,7 @@ def pretext_arm(config:PretextArm, seed:int, folder:Path|None=None) -> dict:
     test = answers(model, [pretext_batch(s, m, config.pretext, g, changed=False) for s, m in zip(sequence.split(64), mask.split(64))])
     return {**{f"test_{k}": v for k, v in test.items()}, **{f"val_{k}": v for k, v in curve[-1].items() if k in test}, "parameters": sum(p.numel() for p in model.parameters()), "train_people": len(sequence), "curve": curve}
 
+# %% ../../nbs/60_methods/03_hitrs.ipynb #5a7c6d5e
 @dataclass(frozen=True)
 class HiTRSAction(Config):
     "Recognition with Hi-TRS, pre-trained where the arm has needs."
@@ -337,6 +344,7 @@ class HiTRSAction(Config):
     action: ActionConfig = ActionConfig()
     profiles = {p: dict(model=HiTRSConfig.for_profile(p), action=ActionConfig.for_profile(p)) for p in ("smoke", "cpu", "gpu")}
 
+# %% ../../nbs/60_methods/03_hitrs.ipynb #193b12c5
 def encoder_of(config:HiTRSConfig, folder:Path|None=None) -> HiTRS:
     "A network, with the weights of the pre-training that ran in `folder`. Raises `ConfigError` where these are not all of them."
     net = HiTRS(config)
@@ -345,6 +353,7 @@ def encoder_of(config:HiTRSConfig, folder:Path|None=None) -> HiTRS:
     if matched.share < 1: raise ConfigError(f"{folder}: weights for {matched.share:.0%} of the network; missing or of another shape: {', '.join((*matched.missing, *matched.reshaped)[:4])}. Pre-train with the same model and layout")
     return net
 
+# %% ../../nbs/60_methods/03_hitrs.ipynb #05fc52e0
 def action_arm(config:HiTRSAction, seed:int, folder:Path|None=None, before:dict[str, Path]|None=None) -> dict:
     "Recognise actions, see `tasks.action.train_action`; `before` has a pre-training for each stream, whose name ends in it."
     found = {kind: next((f for name, f in (before or {}).items() if name.endswith(kind)), None) for kind in config.action.streams}
@@ -359,6 +368,7 @@ class HiTRSFrames(Config):
     frames: FrameConfig = FrameConfig()
     profiles = {p: dict(model=HiTRSConfig.for_profile(p), frames=FrameConfig.for_profile(p)) for p in ("smoke", "cpu", "gpu")}
 
+# %% ../../nbs/60_methods/03_hitrs.ipynb #3ffb1401
 def only(before:dict[str, Path]|None) -> Path|None:
     "The folder of the one arm that another needs; None where it needs none. Raises `ConfigError` for several."
     if before and len(before) > 1: raise ConfigError(f"{list(before)}: this arm starts from one pre-training, that of joints")
@@ -370,6 +380,7 @@ def frames_arm(config:HiTRSFrames, seed:int, folder:Path|None=None, before:dict[
     result.pop("model")
     return result
 
+# %% ../../nbs/60_methods/03_hitrs.ipynb #21292154
 @dataclass(frozen=True)
 class HiTRSPrediction(Config):
     "Predicting motion with Hi-TRS and a recurrent decoder."
@@ -380,6 +391,7 @@ class HiTRSPrediction(Config):
     profiles = {p: dict(model=HiTRSConfig.for_profile(p), data=SkeletonDataConfig.for_profile(p, **longer), prediction=PredictionConfig.for_profile(p, **shorter))
                 for p, longer, shorter in (("smoke", dict(seconds=3.0), dict(past=20, future=6, fps=10.0, stride=2)), ("cpu", {}, dict(past=20, future=10, fps=15.0, stride=5)), ("gpu", {}, {}))}
 
+# %% ../../nbs/60_methods/03_hitrs.ipynb #4504d0ea
 HORIZONS = (200, 400, 600)      # ms, on frames at 10, 15 and 30 a second
 
 def prediction_arm(config:HiTRSPrediction, seed:int, folder:Path|None=None, before:dict[str, Path]|None=None) -> dict:

@@ -25,6 +25,7 @@ def attend(queries:Tensor,           # (B,H,T,D)
     if fused: return F.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed)
     return weights_of(queries, keys, allowed) @ values
 
+# %% ../../nbs/30_models/04_transformer.ipynb #4a12df49
 def weights_of(queries:Tensor, keys:Tensor, allowed:Tensor|None=None) -> Tensor:
     "The weights (B,H,T,S) themselves, each row adds up to 1: for pictures."
     scores = queries @ keys.transpose(-1, -2)/math.sqrt(queries.shape[-1])
@@ -47,6 +48,7 @@ class SelfAttention(nn.Module):
     def forward(self, x:Tensor, allowed:Tensor|None=None, fused:bool=True) -> Tensor:
         return self.say(attend(*self.split(x), allowed, fused).transpose(1, 2).flatten(2))
 
+# %% ../../nbs/30_models/04_transformer.ipynb #9bc16a85
 class EncoderLayer(nn.Module):
     "Pre-norm layer (B,T,width) -> (B,T,width)."
     def __init__(self, width:int, hidden:int, heads:int=8, head:int=64, dropout:float=0.0):

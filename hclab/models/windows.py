@@ -36,6 +36,7 @@ class Windows(Config):
         "Frames from the first to the last of a clip, both counted."
         return (self.size - 1)*self.dilate + 1
 
+# %% ../../nbs/30_models/04b_windows.ipynb #c6dc24e6
 def window_count(frames:int, windows:Windows) -> int:
     "How many clips a sequence of `frames` has. Raises `ValueError` for none."
     if frames < 1: raise ValueError(f"{frames} frames; a sequence needs one at least")
@@ -43,6 +44,7 @@ def window_count(frames:int, windows:Windows) -> int:
     while not ((last := (count - 1)*windows.stride + windows.span - 1) >= padded - windows.pad - 1 and last + windows.stride > padded - 1): count += 1
     return count
 
+# %% ../../nbs/30_models/04b_windows.ipynb #022b4903
 def window_frames(frames:int, windows:Windows) -> Tensor:
     "(count,size) int64: frames of each clip, counted in the padded sequence of `frames` + 2 `pad`."
     starts = torch.arange(window_count(frames, windows))*windows.stride
@@ -60,6 +62,7 @@ def check_batch(sequence:Tensor,      # (B,T,J,3)
     if not len(frames) or int(frames.min()) == 0: raise SequenceViewError(f"{'no sequence' if not len(frames) else f'sequence {int(frames.argmin())} has no frame: nobody was seen'}; leave such recordings out")
     return frames
 
+# %% ../../nbs/30_models/04b_windows.ipynb #cf56ea9c
 def shared_windows(frames:Tensor, # (B,) of each sequence, as `check_batch` returns
                    windows:Windows) -> tuple[Tensor, Tensor]:
     "Frames (N,size) of the windows of the longest, counted in its padded sequence, and (B,N) bool: which are a sequence's own."

@@ -33,6 +33,7 @@ class Recogniser(nn.Module):
 
     def forward(self, sequences:Tensor, mask:Tensor) -> Tensor: return self.classify(embed(self.encoder, sequences, mask))
 
+# %% ../../nbs/50_tasks/06_action.ipynb #1b0c3794
 def embed(encoder:nn.Module, sequences:Tensor, mask:Tensor) -> Tensor:
     "(B,width): the mean over the people who are there."
     there = mask.any(2)
@@ -40,6 +41,7 @@ def embed(encoder:nn.Module, sequences:Tensor, mask:Tensor) -> Tensor:
     whose = there.nonzero()[:, 0]
     return said.new_zeros(len(mask), said.shape[1]).index_add(0, whose, said)/there.sum(1, keepdim=True)
 
+# %% ../../nbs/50_tasks/06_action.ipynb #5ceac022
 def look(data:SkeletonSet, rows, kind:str="joint") -> tuple[Tensor, Tensor]:
     "Some sequences of a set as a stream, (B,M,T,J,3), and their mask (B,M,T)."
     sequences, mask = data.sequences[rows], data.mask[rows]
@@ -58,6 +60,7 @@ def by_class(scores:Tensor, labels:Tensor, classes:tuple) -> dict[str, float]:
     right = scores.argmax(1) == labels
     return {name: float(right[labels == k].float().mean()*100) for k, name in enumerate(classes) if (labels == k).any()}
 
+# %% ../../nbs/50_tasks/06_action.ipynb #cfd33230
 @torch.no_grad()
 def ask(model:Recogniser, data:SkeletonSet, kind:str="joint", batch:int=64) -> Tensor:
     "Scores (N,classes) of all sequences of a set, in evaluation mode."
@@ -108,6 +111,7 @@ def fit_plane(train:Tensor, labels:Tensor, classes:int, weight_decay:float, seed
     optimiser.step(closure)
     return plane
 
+# %% ../../nbs/50_tasks/06_action.ipynb #aaddd0bf
 def linear_scores(encoder:nn.Module, parts:dict[str, SkeletonSet], config:ActionConfig, kind:str, seed:int=0) -> dict[str, Tensor]:
     "Scores (N,classes) on val and test of a plane through frozen features; the weight decay is chosen on val."
     found = {part: features(encoder, data, kind) for part, data in parts.items()}
@@ -132,6 +136,7 @@ def action_batch(data:SkeletonSet, number:int, config:ActionConfig, kind:str, se
     flat = stream(sequences.flatten(0, 1), mask.flatten(0, 1), kind, data.layout)
     return {"sequences": flat.view_as(sequences), "mask": mask, "labels": data.labels[rows]}
 
+# %% ../../nbs/50_tasks/06_action.ipynb #272fd194
 def together(sequences:Tensor, mask:Tensor, config:SequenceAugment, generator:torch.Generator) -> tuple[Tensor, Tensor]:
     "`augment` with the same draws for all people of a sample, over the frames in which anybody is seen; whoever is there counts in all of these."
     there, seen, state, out = mask.any(2), mask.any(1), generator.get_state(), []
@@ -151,6 +156,7 @@ def tune(build:Callable[[], nn.Module], parts:dict[str, SkeletonSet], config:Act
                 evaluate=lambda m: {"val_acc": accuracy(ask(m, parts["val"], kind), parts["val"].labels).value}, make_optimiser=lambda m: torch.optim.AdamW(m.parameters(), lr=loop.lr, weight_decay=config.weight_decay))
     return model, curve
 
+# %% ../../nbs/50_tasks/06_action.ipynb #fef48674
 def train_action(build:Callable[[str], nn.Module],     # stream -> encoder, pre-trained or as drawn from torch's generator
                  config:ActionConfig, seed:int=0, folder:Path|None=None,
                  parts:dict[str, SkeletonSet]|None=None # where they are made already

@@ -40,6 +40,7 @@ class Proposal:
 
     def __len__(self): return self.end - self.start
 
+# %% ../../nbs/50_tasks/06b_action_detection.ipynb #17b8256e
 def truths(segments, # of (start, end, action), as in the `segments` of a sample
            video:str="") -> list[Proposal]:
     "True segments in the form of proposals, score 1. Raises `DetectionError`."
@@ -57,6 +58,7 @@ class PostConfig(Config):
         if self.smooth < 1 or self.smooth % 2 == 0: raise DetectionError(f"smooth={self.smooth}; an average around a frame takes an odd number of frames, 1 for none")
         if self.min_length < 1 or self.bridge < 0: raise DetectionError(f"min_length={self.min_length}, bridge={self.bridge}; expected at least 1 and at least 0 frames")
 
+# %% ../../nbs/50_tasks/06b_action_detection.ipynb #954856a8
 def check_frames(probabilities:Tensor, mask:Tensor|None=None, classes:int|None=None) -> tuple[Tensor, Tensor]:
     "Probabilities (T,K) float64 and seen (T,) bool. Raises `DetectionError` for another shape, NaN in a seen frame, or rows that are no distribution."
     p = torch.as_tensor(probabilities).detach().cpu()
@@ -71,7 +73,7 @@ def check_frames(probabilities:Tensor, mask:Tensor|None=None, classes:int|None=N
     if off.any(): raise DetectionError(f"frame {int(off.nonzero()[0])} sums to {float(p[off][0].sum()):.3g} with least {float(p[off][0].min()):.3g}; probabilities are wanted: take a softmax over the classes first")
     return torch.where(seen[:, None], p, 0), seen
 
-# %% ../../nbs/50_tasks/06b_action_detection.ipynb #954856a8
+# %% ../../nbs/50_tasks/06b_action_detection.ipynb #53e9dbd1
 def smoothed(probabilities:Tensor, # (T,K), 0 where not seen
              seen:Tensor,          # (T,) bool
              frames:int            # odd
@@ -84,6 +86,7 @@ def smoothed(probabilities:Tensor, # (T,K), 0 where not seen
         return sums[(at + half + 1).clamp(max=len(x))] - sums[(at - half).clamp(min=0)]
     return total(probabilities)/total(seen.double()[:, None]).clamp(min=1)
 
+# %% ../../nbs/50_tasks/06b_action_detection.ipynb #d84f39ac
 def runs(labels # (T,) whole numbers
         ) -> list[tuple[int, int, int]]:
     "(label, first, end) of each stretch of one label other than 0, in order."
@@ -91,6 +94,7 @@ def runs(labels # (T,) whole numbers
     edges = [t for t in range(1, len(labels)) if labels[t] != labels[t - 1]]
     return [(labels[a], a - 1, b - 1) for a, b in zip(edges, edges[1:]) if labels[a]]
 
+# %% ../../nbs/50_tasks/06b_action_detection.ipynb #4b1ad8ad
 def bridged(labels:Tensor, # (T,)
             gap:int) -> Tensor:
     "`labels` with gaps of at most `gap` frames between two runs of one class closed, from the left, whatever lies in them."
@@ -125,6 +129,7 @@ def check_theta(theta:float) -> float:
     if not 0 < theta <= 1: raise DetectionError(f"theta={theta}; the least overlap of a hit is a share above 0, at most 1")
     return theta
 
+# %% ../../nbs/50_tasks/06b_action_detection.ipynb #f7e56880
 def matching(given:list,  # of `Proposal`
              true:list,   # of `Proposal`
              theta:float=.5) -> list[int]:
@@ -143,6 +148,7 @@ def check_flavour(flavour:str) -> str:
     if flavour not in FLAVOURS: raise DetectionError(f"flavour={flavour!r}; {did_you_mean(str(flavour), FLAVOURS)}")
     return flavour
 
+# %% ../../nbs/50_tasks/06b_action_detection.ipynb #0dd8d479
 def precision_recall(given, true, theta:float=.5) -> list[tuple[float, float, bool]]:
     "(precision, recall, whether the next to go has a truth) with all proposals, then with the least sure taken away one by one; of equal scores the earlier goes first."
     order = sorted(given, key=lambda p: p.score)
@@ -154,6 +160,7 @@ def precision_recall(given, true, theta:float=.5) -> list[tuple[float, float, bo
         if g >= 0: left[g] -= 1; hits -= left[g] == 0
     return [*points, (0.0, 0.0, False)]
 
+# %% ../../nbs/50_tasks/06b_action_detection.ipynb #50b6b0e6
 def ap(given, true, theta:float=.5,
        flavour:str="pku" # one of `FLAVOURS`
       ) -> float:
@@ -183,6 +190,7 @@ def check_sets(given, true, classes:int|None=None, videos=None) -> list[str]:
         if videos is not None and p.video not in known: raise DetectionError(f"a {kind} is in video {p.video!r}, which is not scored; {did_you_mean(p.video, known)}")
     return known
 
+# %% ../../nbs/50_tasks/06b_action_detection.ipynb #8c3f0167
 def map_action(given, true, classes:int,  # how many actions there are, without background
                theta:float=.5, flavour:str="pku",
                absent:str="zero"          # classes without a truth: "zero" as the evaluator does, or "skip"
@@ -194,7 +202,7 @@ def map_action(given, true, classes:int,  # how many actions there are, without 
     over = classes if absent == "zero" else len(one)
     return MetricResult(100*sum(one.values())/over, "%", f"mAP_a@{theta:g}, {flavour} AP, " + (f"over {classes} classes" if absent == "zero" else f"over the {over} of {classes} classes with a truth"), len(true), False)
 
-# %% ../../nbs/50_tasks/06b_action_detection.ipynb #8c3f0167
+# %% ../../nbs/50_tasks/06b_action_detection.ipynb #3c2f2ad3
 def map_video(given, true, theta:float=.5, flavour:str="pku",
               videos=None # names of all videos; None: those that occur
              ) -> MetricResult:
@@ -203,6 +211,7 @@ def map_video(given, true, theta:float=.5, flavour:str="pku",
     one = [ap([p for p in given if p.video == v], [t for t in true if t.video == v], theta, flavour) for v in known]
     return MetricResult(100*sum(one)/len(one), "%", f"mAP_v@{theta:g}, {flavour} AP", len(one), False)
 
+# %% ../../nbs/50_tasks/06b_action_detection.ipynb #1c4448c1
 def ap_pooled(given, true, theta:float=.5, flavour:str="pku") -> MetricResult:
     "AP in % of all videos and classes together. Raises `DetectionError`."
     check_sets(given, true)
@@ -213,6 +222,7 @@ def ap_2d(given, true, flavour:str="pku") -> MetricResult:
     check_sets(given, true)
     return MetricResult(100*sum(ap(given, true, k/20, flavour) for k in range(1, 21))/20, "%", f"2D-AP, {flavour} AP, pooled, overlaps 0.05 to 1", len(true), False)
 
+# %% ../../nbs/50_tasks/06b_action_detection.ipynb #6a27ddbf
 def f1(given, true, theta:float=.5) -> MetricResult:
     "F1 in %: of truths found over proposals, and over truths. Raises `DetectionError`."
     check_sets(given, true)
@@ -227,6 +237,7 @@ def pairs(given, true, theta:float=.5) -> list[tuple[Proposal, Proposal]]:
         if g >= 0 and (g not in best or p.score >= best[g].score): best[g] = p
     return [(best[g], true[g]) for g in sorted(best)]
 
+# %% ../../nbs/50_tasks/06b_action_detection.ipynb #2b0991f3
 def boundary_errors(given, true, fps:float, # frames a second
                     theta:float=.5) -> dict[str, MetricResult]:
     "Mean and median distance of matched starts and ends in frames and seconds, absent without a match; how many are missed and false, n the truths. Raises `DetectionError`."
@@ -263,6 +274,7 @@ def detect_scores(given, true, classes:int, # how many actions, without backgrou
         out[f"2D-AP{end}"] = ap_2d(given, true, flavour)
     return out | {f"F1@{theta:g}": f1(given, true, theta) for theta in thetas} | boundary_errors(given, true, fps, at)
 
+# %% ../../nbs/50_tasks/06b_action_detection.ipynb #3cdb3e6c
 def timeline_row(given, fps:float, scores:bool=True) -> list[tuple]:
     "Segments as (start s, end s, label, score) for `viz.timelines.plot_timelines`, or without the score, as truths are drawn."
     return [(p.start/fps, p.end/fps, p.label, *([p.score] if scores else [])) for p in given]

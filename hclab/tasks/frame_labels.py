@@ -55,6 +55,7 @@ class StreamConfig(Config):
             if name not in CLASSES[1:]: raise ConfigError(f"actions: {name!r}; {did_you_mean(name, CLASSES[1:])}")
         if min(self.performers, self.each, self.length) < 1 or self.fps <= 0: raise ConfigError(f"performers={self.performers}, each={self.each}, length={self.length}, fps={self.fps}: all must be positive")
 
+# %% ../../nbs/50_tasks/07_frame_labels.ipynb #28ab44f5
 @dataclass(frozen=True, eq=False)
 class Streams:
     "Untrimmed sequences of one person each, with a label for each frame."
@@ -77,7 +78,7 @@ class Streams:
 
     def __repr__(self): return f"Streams({len(self)} of {sum(map(len, self.labels))/self.fps/60:.1f} min in all, {len(self.truths())} actions of {len(self.classes) - 1} classes, {self.layout} at {self.fps:g}/s)"
 
-# %% ../../nbs/50_tasks/07_frame_labels.ipynb #28ab44f5
+# %% ../../nbs/50_tasks/07_frame_labels.ipynb #93c5c9e4
 def occurring(actions) -> tuple:
     "The classes of streams of these actions, background first: who sits down must stand up, who falls must get up."
     both = [pair for pair in (("sit_down", "stand_up"), ("fall", "get_up")) if {*pair} & {*actions}]
@@ -98,6 +99,7 @@ def drawn_streams(config:StreamConfig, part:str) -> Streams:
             found.append((even_frames(track), number[sequence.labels[0].clamp(min=0)], f"performer {who}, stream {k}"))
     return Streams(*zip(*found, strict=True), classes, config.layout, config.fps)
 
+# %% ../../nbs/50_tasks/07_frame_labels.ipynb #49e9fea9
 def pku_streams(config:StreamConfig, part:str) -> Streams:
     "PKU-MMD's videos, the first body, cross-view: M and R train (every tenth validates), L tests. Raises `ConfigError` for a folder without videos of the part."
     found = []
@@ -115,6 +117,7 @@ def pku_streams(config:StreamConfig, part:str) -> Streams:
     if not found: raise ConfigError(f"{config.folder} holds no video of the {part} part; see data_cards/pku_mmd.md")
     return Streams(*zip(*found, strict=True), ("background", *(f"A{k:02d}" for k in range(1, 52))), "NTU25", config.fps)
 
+# %% ../../nbs/50_tasks/07_frame_labels.ipynb #dbe81180
 def make_streams(config:StreamConfig, part:str) -> Streams:
     "The streams of one of `PARTS`. Raises `ConfigError`."
     if part not in PARTS: raise ConfigError(f"part={part!r}; {did_you_mean(part, PARTS)}")
@@ -146,6 +149,7 @@ class FrameConfig(Config):
                     cpu=dict(streams=StreamConfig.for_profile("cpu"), dilate=2, loop=LoopConfig(steps=500, batch=96, lr=2e-3, clip_norm=1.0, log_every=100, save_every=250, device="cpu")),
                     gpu=dict(streams=StreamConfig.for_profile("gpu"), loop=LoopConfig(steps=8000, batch=256, lr=4e-4, clip_norm=1.0, log_every=500, save_every=1000, precision="bfloat16")))
 
+# %% ../../nbs/50_tasks/07_frame_labels.ipynb #6c7d919d
 class FrameRecogniser(nn.Module):
     "Clips (N,7,J,3) -> scores (N,1 + classes)."
     def __init__(self, encoder:nn.Module, classes:int):      # background included
@@ -154,6 +158,7 @@ class FrameRecogniser(nn.Module):
 
     def forward(self, clips:Tensor) -> Tensor: return self.classify(self.encoder.of_clips(clips))
 
+# %% ../../nbs/50_tasks/07_frame_labels.ipynb #48399136
 def frame_batch(data:Streams, number:int, config:FrameConfig, seed:int=0) -> dict[str, Tensor]:
     "Batch `number`: clips (N,7,J,3) from anywhere, and `labels` (N,)."
     g = torch.Generator().manual_seed(seed*1_000_003 + number)
@@ -165,11 +170,12 @@ def frame_batch(data:Streams, number:int, config:FrameConfig, seed:int=0) -> dic
     clips, _ = augment(clips, torch.ones(clips.shape[:2], dtype=torch.bool), config.augment, g)
     return {"clips": clips, "labels": torch.stack([data.labels[w][t] for w, t in zip(which.tolist(), frames.tolist(), strict=True)])}
 
+# %% ../../nbs/50_tasks/07_frame_labels.ipynb #7ecf35fb
 def frame_loss(model:FrameRecogniser, batch:dict[str, Tensor]) -> dict[str, Tensor]:
     "Cross-entropy of the frames' classes."
     return {"cross_entropy": F.cross_entropy(model(batch["clips"]).float(), batch["labels"])}
 
-# %% ../../nbs/50_tasks/07_frame_labels.ipynb #6c7d919d
+# %% ../../nbs/50_tasks/07_frame_labels.ipynb #cd82d3e9
 @torch.no_grad()
 def label_frames(model:FrameRecogniser, sequence:Tensor, dilate:int, layout:str, batch:int=256) -> Tensor:
     "Probabilities (T,1 + classes) of every frame of a stream (T,J,3), in evaluation mode."
@@ -180,6 +186,7 @@ def segments(said:list[Tensor], data:Streams, smooth:int) -> list[Proposal]:
     post = PostConfig(smooth=smooth, min_length=max(1, smooth//2), bridge=smooth//3)
     return [p for name, probabilities in zip(data.names, said, strict=True) for p in proposals(probabilities, post, name)]
 
+# %% ../../nbs/50_tasks/07_frame_labels.ipynb #60fe72cd
 def frame_accuracy(said:list[Tensor], data:Streams) -> float:
     "Per cent of frames whose class is right, the mean over background and actions that occur: background alone scores little."
     right, labels = torch.cat([p.argmax(1) for p in said]) == torch.cat(data.labels), torch.cat(data.labels)

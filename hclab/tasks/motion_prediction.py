@@ -73,6 +73,7 @@ class Pairs:
         rows = torch.randint(len(self), (size,), generator=torch.Generator().manual_seed(seed*1_000_003 + number))
         return {name: getattr(self, name)[rows] for name in ("past", "future", "mask")}
 
+# %% ../../nbs/50_tasks/08_motion_prediction.ipynb #eab17a8d
 def cut_pairs(sequences:Tensor,    # (B,T,J,3) metres, zeros where padded
               mask:Tensor,         # (B,T) bool, padding at the end
               past:int=40, future:int=20, stride:int=10, # frames
@@ -114,6 +115,7 @@ def horizon_frames(at_ms, fps:float, frames:int) -> list[int]:
         found.append(round(frame) - 1)
     return found
 
+# %% ../../nbs/50_tasks/08_motion_prediction.ipynb #1755e446
 def future_errors(prediction:Tensor, # (N,F,J,3) metres
                   truth:Tensor,      # (N,F,J,3) metres
                   mask:Tensor,       # (N,F) bool
@@ -127,7 +129,7 @@ def future_errors(prediction:Tensor, # (N,F,J,3) metres
     if root is not None: prediction, truth = prediction - prediction[:, :, root, None], truth - truth[:, :, root, None]
     return torch.where(mask[..., None], 1000*(prediction - truth).norm(dim=-1), 0)
 
-# %% ../../nbs/50_tasks/08_motion_prediction.ipynb #1755e446
+# %% ../../nbs/50_tasks/08_motion_prediction.ipynb #d5813560
 def horizon_mpjpe(prediction:Tensor, # (N,F,J,3) metres
                   truth:Tensor,      # (N,F,J,3) metres
                   mask:Tensor,       # (N,F) bool
@@ -144,6 +146,7 @@ def horizon_mpjpe(prediction:Tensor, # (N,F,J,3) metres
     results["all"] = MetricResult(errors[mask].double().mean().item(), "mm", f"prediction MPJPE, mean over {1000*truth.shape[1]/fps:.4g} ms, {how}", int(mask.any(1).sum()), True)
     return results
 
+# %% ../../nbs/50_tasks/08_motion_prediction.ipynb #532ff9bb
 def compare(predictions:Mapping[str, Tensor], # name -> (N,F,J,3) metres
             pairs:Pairs, fps:float=30.0, at_ms=HORIZONS, root:int|None=None) -> dict[str, dict[str, MetricResult]]:
     "`horizon_mpjpe` of the simple answers, always, and of the predictions: name -> horizon -> result. Raises `PredictionError`."
@@ -151,6 +154,7 @@ def compare(predictions:Mapping[str, Tensor], # name -> (N,F,J,3) metres
     every = {**simple_predictions(pairs.past, pairs.future.shape[1]), **predictions}
     return {name: horizon_mpjpe(p, pairs.future, pairs.mask, fps, at_ms, root) for name, p in every.items()}
 
+# %% ../../nbs/50_tasks/08_motion_prediction.ipynb #943d6542
 def score_rows(scores:Mapping[str, Mapping[str, MetricResult]]) -> list[dict]:
     "Rows for a table: the name and mm by horizon."
     return [{"prediction": name, **{horizon: float(result) for horizon, result in row.items()}} for name, row in scores.items()]
@@ -173,6 +177,7 @@ class PoseDecoder(nn.Module):
             if self.detach: x = x.detach()
         return torch.stack(out, 1).unflatten(2, (-1, 3))
 
+# %% ../../nbs/50_tasks/08_motion_prediction.ipynb #5c8e47d9
 class MotionPredictor(nn.Module):
     "Any encoder `forward(sequence (B,T,J,3), mask (B,T)) -> (B,width)` with the attribute `width`, and a decoder. Raises `PredictionError`."
     def __init__(self, encoder:nn.Module, layout:Skeleton|str, config:PredictionConfig=PredictionConfig()):
@@ -206,6 +211,7 @@ def predict(model:nn.Module, past:Tensor, size:int=256) -> Tensor:
     device = next(model.parameters()).device
     with evaluating(model): return torch.cat([model(part.to(device)).cpu() for part in past.split(size)])
 
+# %% ../../nbs/50_tasks/08_motion_prediction.ipynb #45364cae
 def fit_predictor(model:MotionPredictor, pairs:Pairs, seed:int=0, folder:Path|None=None, evaluate:Callable|None=None) -> list[dict]:
     "Train in place by the model's settings and return the curve; see `hclab.train.loop.fit`."
     c = model.config
@@ -245,6 +251,7 @@ def _body(ax, joints:Tensor, s:Skeleton, axes, wide:bool):
         look = dict(color=mix(colour, share=.7), linewidth=6.5, zorder=1) if wide else dict(color=colour, linestyle=SIDES[side].line, linewidth=1.8*SIDES[side].width, zorder=2)
         ax.plot(*page[[a, b], :2].T, solid_capstyle="round", **look)
 
+# %% ../../nbs/50_tasks/08_motion_prediction.ipynb #99eb9c0a
 def show_prediction(truth:Tensor,        # (F,J,3) metres, z up
                     predictions:Mapping[str, Tensor], # name -> (F,J,3) metres: a row each
                     layout:Skeleton|str, fps:float=30.0, at_ms=HORIZONS):

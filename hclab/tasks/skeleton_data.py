@@ -128,6 +128,7 @@ def uiprmd_set(config:SkeletonDataConfig, part:str) -> SkeletonSet:
         found.append(([joints], int(not r.incorrect) if config.target == "correct" else r.movement - 1, r.subject, 0))
     return gather(found, ("incorrect", "correct") if config.target == "correct" else tuple(MOVEMENTS), "UIPRMD22", config.fps, config.longest)
 
+# %% ../../nbs/50_tasks/05_skeleton_data.ipynb #82b1501e
 def ntu_part(name:ntu.NTUName, protocol:str) -> str:
     "The part of an NTU recording: the official split, and every tenth training subject for validation."
     part = ntu.split_of(name, "xsub60" if protocol == "performer" else "xview60")

@@ -36,6 +36,7 @@ class Bar:
     name: str                # of its class
     confidence: float|None   # in [0,1]; None for a truth
 
+# %% ../../nbs/10_viz/11_timelines.ipynb #968ad89a
 def _class_number(label, classes, where:str) -> int:
     "The number of a class that is given by name or number."
     if isinstance(label, str):
@@ -48,7 +49,7 @@ def _class_number(label, classes, where:str) -> int:
     if number == 0: raise TimelineError(f"{where}: {classes[0]!r} is number 0, the background, which is left blank; leave the segment out, or let the list of classes begin with 'background'")
     return number
 
-# %% ../../nbs/10_viz/11_timelines.ipynb #968ad89a
+# %% ../../nbs/10_viz/11_timelines.ipynb #86f4329f
 def check_bar(segment, classes, seconds:float, where:str) -> Bar:
     "One segment as a `Bar`. Raises `TimelineError` that says `where` it is and what does not fit."
     try: start, end, label, *more = segment
@@ -62,6 +63,7 @@ def check_bar(segment, classes, seconds:float, where:str) -> Bar:
     if confidence is not None and not 0 <= confidence <= 1: raise TimelineError(f"{where}: confidence {confidence:g}; expected a share from 0 to 1")
     return Bar(start, end, number, classes[number], confidence)
 
+# %% ../../nbs/10_viz/11_timelines.ipynb #b1503ae0
 def check_rows(rows, classes, seconds:float) -> dict[str, list[Bar]]:
     "Row name -> bars by time. Raises `TimelineError` for a wrong segment, or two of one row at the same time."
     if not isinstance(rows, dict) or not rows: raise TimelineError("nothing to draw; give a dict of row name -> list of (start, end, label[, confidence])")
@@ -83,6 +85,7 @@ def _text_inches(text:str, size:float) -> float:
     from matplotlib.textpath import TextPath
     return max(TextPath((0, 0), line, size, prop=FontProperties()).get_extents().width for line in text.split("\n"))/INCH
 
+# %% ../../nbs/10_viz/11_timelines.ipynb #edfce45c
 def bar_words(bar:Bar, inches:float # width of the bar on paper
              ) -> str:
     "What fits on a bar: its name on one or two lines, or its number, or nothing."
@@ -109,6 +112,7 @@ def _draw_bar(ax, bar:Bar, y:float, scale:float, taken:list):
             taken.append(middle + half)
             ax.text(middle, y + HIGH + .015, str(bar.number), ha="center", va="bottom", fontsize=SMALL, color=INK, zorder=4, gid="words")
 
+# %% ../../nbs/10_viz/11_timelines.ipynb #c04658e6
 def _draw_rows(ax, rows, scale:float):
     "All rows, the first on top."
     for k, bars in enumerate(rows.values()):
@@ -118,6 +122,7 @@ def _draw_rows(ax, rows, scale:float):
     ax.set(yticks=[ROW*(len(rows) - 1 - k) + FLOOR + HIGH/2 for k in range(len(rows))], yticklabels=list(rows), ylim=(0, ROW*len(rows) + FLOOR))
     ax.tick_params(axis="y", length=0); ax.grid(False, axis="y"); ax.spines["left"].set_visible(False)
 
+# %% ../../nbs/10_viz/11_timelines.ipynb #1693c575
 def _unnamed(rows, scale:float) -> list[int]:
     "The classes whose name is missing on a bar: a legend has to explain their numbers."
     return sorted({b.number for bars in rows.values() for b in bars if bar_words(b, (b.end - b.start)*scale) in ("", str(b.number))})
@@ -146,6 +151,7 @@ def check_probabilities(probabilities, classes) -> np.ndarray:
     if not ((seen >= -1e-6) & (seen <= 1 + 1e-6)).all(): raise TimelineError(f"probabilities go from {np.nanmin(p):g} to {np.nanmax(p):g}, or are partly NaN; expected 0 to 1: for logits take a softmax over the classes first")
     return p
 
+# %% ../../nbs/10_viz/11_timelines.ipynb #9b9060dc
 def probability_image(probabilities, # (T,K)
                       numbers        # classes to show, one line each
                      ) -> np.ndarray:
@@ -164,6 +170,7 @@ def _draw_strip(ax, probabilities, shown, classes, seconds:float):
     ax.tick_params(axis="y", length=0, pad=2); ax.grid(False)
     for y in range(1, len(shown)): ax.axhline(y, color=PALE, linewidth=.3)
 
+# %% ../../nbs/10_viz/11_timelines.ipynb #21b34e9f
 def _draw_legend(ax, numbers, classes, columns:int, height:float, note:str):
     "Colour, number and name of classes whose name is on no bar, and a note."
     from matplotlib.patches import Rectangle
@@ -174,7 +181,7 @@ def _draw_legend(ax, numbers, classes, columns:int, height:float, note:str):
         ax.text(x + .21, y + .09, f"{n} {classes[n].replace('_', ' ')}", fontsize=SIZE, va="center", gid="key")
     if note: ax.text(0, height - .02, note, fontsize=SIZE, color=INK, alpha=.75, va="bottom", gid="note")
 
-# %% ../../nbs/10_viz/11_timelines.ipynb #21b34e9f
+# %% ../../nbs/10_viz/11_timelines.ipynb #916c576e
 def _checked(rows, classes, seconds, probabilities, fps):
     "Classes as a list, seconds, probabilities and rows, with what was not given taken from the others."
     if probabilities is not None and not (fps and fps > 0): raise TimelineError(f"fps={fps}: probabilities are one a frame, so say how many frames a second has")
@@ -189,6 +196,7 @@ def _checked(rows, classes, seconds, probabilities, fps):
     if not (np.isfinite(seconds) and seconds > 0): raise TimelineError(f"a stream of {seconds:g} s; give `seconds`, which no segment tells here")
     return classes, seconds, p, check_rows(rows, classes, seconds)
 
+# %% ../../nbs/10_viz/11_timelines.ipynb #caf69b97
 def _note(rows, marks) -> str:
     "What the reader has to know about fills and marks."
     filled = any(b.confidence is not None for bars in rows.values() for b in bars)
