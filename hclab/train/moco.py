@@ -26,7 +26,7 @@ class MoCoConfig(Config):
     channels: int = 128          # of a key
     momentum: float = 0.999      # share of the key encoder that stays at each step
     temperature: float = 0.07
-    profiles = dict(cpu=dict(queue=1024, channels=64, momentum=0.99), smoke=dict(queue=256, channels=32, momentum=0.95))
+    profiles = dict(cpu=dict(queue=1024, channels=64, momentum=0.99), smoke=dict(queue=128, channels=32, momentum=0.95))
 
     def __post_init__(self):
         if self.queue < 1 or self.channels < 1: raise ConfigError(f"queue={self.queue}, channels={self.channels}; both are at least 1")
