@@ -14,7 +14,7 @@ import torch
 from ..core.skeleton import anatomy
 from .grammar import ACTIONS, generate, named_action
 from .measures import heading
-from .motion import Clip, cut, split_performers
+from .motion import Clip, cut, split_performers, place
 from .performers import Performer
 from .sensor import Noise, Tracked, face, filled, ntu_cameras, sense, to_clip
 
@@ -75,13 +75,15 @@ class Item:
 def _rng(*what) -> np.random.Generator: return np.random.default_rng(zlib.crc32(repr(what).encode()))
 
 def take_of(name:str, performer:int, take:int, seconds:float|None=None, fps:float=30, layout:str="NTU25") -> Clip:
-    "One take, facing the middle camera within 20 degrees: one execution, or a window of `seconds` out of it."
+    "One take, facing the middle camera within 20 degrees: one execution, or a window of `seconds` out of it, moved so that its path has its middle at the origin again."
     r, p = _rng("take", name, performer, take), Performer.from_seed(performer)
     clip = face(generate(name, p, max(named_action(name).length(p), seconds or 0), fps, seed=take, layout=layout), r.uniform(-20, 20))
     if seconds is None: return clip
     n = round(seconds * fps)
     start = int(r.integers(len(clip) - n + 1))
-    return cut(clip, start, start + n)
+    window = cut(clip, start, start + n)
+    path = window.joints[:, window.skeleton.root, :2]
+    return place(window, shift=(-(path.amin(0) + path.amax(0))/2).tolist())
 
 def make_set(protocol:Protocol, part:str,     # one of `PARTS`
              actions=tuple(ACTIONS),          # names; an item's `action` is the place in this list
