@@ -8,12 +8,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from hclab.core.config import ConfigError
-from hclab.core.skeleton import SkeletonError
-from hclab.methods.baselines.crossclr import STREAMS, CrosSCLR, CrosSCLRConfig, face_front, features, loss, mining_loss, prepare, pretrain, two_views
+from hclab.core.skeleton import Skeleton, SkeletonError, skeleton
+from hclab.data.sequence_views import reflect_crop, shear
+from hclab.methods.baselines.crossclr import STREAMS, CrosSCLR, CrosSCLRConfig, features, loss, mining_loss, prepare, pretrain, two_views
 from hclab.models.stgcn import STGCNShape
 from hclab.train.callbacks import Callback
 from hclab.train.loop import LoopConfig
-from hclab.train.moco import FollowKeys, MoCoConfig, fit_length, read_at
+from hclab.train.moco import FollowKeys, MoCoConfig
 
 CONFIG = CrosSCLRConfig(shape=STGCNShape(channels=(4, 6), halves=(1,), kernel=3, dropout=0.2), moco=MoCoConfig(queue=10, channels=5, momentum=0.9), mining_from=4, frames=6, optimiser="adamw",
                         drop_at=100, loop=LoopConfig(steps=8, batch=4, lr=1e-2, clip_norm=0.0, log_every=1, save_every=2, device="cpu"))
@@ -27,13 +28,9 @@ def noisy(sequence, mask, generator):
     return sequence + 0.1*torch.randn(sequence.shape, generator=generator), mask
 
 
-def scaled(sequence, mask, kind, layout):
-    return sequence*{"joint": 1.0, "motion": 2.0, "bone": -1.0}[kind]
-
-
-def batch(number=0, config=CONFIG, layout="NTU25"):
+def batch(number=0, config=CONFIG):
     x = some(4, 6, 25, 3, seed=number)
-    return two_views(x, torch.ones(4, 6, dtype=torch.bool), torch.Generator().manual_seed(number), noisy, scaled, config)
+    return two_views(x, torch.ones(4, 6, dtype=torch.bool), torch.Generator().manual_seed(number), config, noisy)
 
 
 def model_of(config=CONFIG):
@@ -181,44 +178,36 @@ def test_any_encoder_will_do():
     model = CrosSCLR(CONFIG, make_encoder=Mean)
     assert set(loss(model, batch())) == set(STREAMS)
     x, mask = some(4, 6, 25, 3), torch.ones(4, 6, dtype=torch.bool)
-    said = features(model, x, mask, scaled)
-    assert torch.equal(said["motion"], 2*said["joint"]) and said["all"].shape == (4, 9) and torch.allclose(said["all"].norm(dim=1), torch.full((4,), 3**.5))
+    said = features(model, x, mask)
+    assert torch.allclose(said["joint"], x.sum((1, 2))/6, atol=1e-5) and torch.allclose(said["motion"], (x[:, -1] - x[:, 0]).sum(1)/6, atol=1e-5) and said["all"].shape == (4, 9) and torch.allclose(said["all"].norm(dim=1), torch.full((4,), 3**.5))
     assert model.training and isinstance(model.encoder("bone"), Mean)
 
 
 # ------------------------------------------------------------------------------------------------ what goes in
 def test_prepared_sequences_look_ahead_from_the_origin():
-    x, lengths = some(3, 9, 25, 3), torch.tensor([9, 5, 2])
+    lengths = torch.tensor([9, 5, 2])
     mask = torch.arange(9) < lengths[:, None]
-    x[1, 5:] = 99.0
+    x = some(3, 9, 25, 3)*mask[..., None, None]
     out, there = prepare(x, mask, frames=4)
-    assert out.shape == (3, 4, 25, 3) and there.all() and not out[:, :, 20].any() and (out[..., 8, 2] - out[..., 4, 2]).abs().max() < 1e-5 and (out[..., 8, 0] >= out[..., 4, 0]).all()
-    assert torch.equal(out[..., 1], prepare(x, mask, frames=4, turn=False)[0][..., 1]) and out[1].abs().max() < 20
+    assert out.shape == (3, 4, 25, 3) and there.all() and out[:, :, 20].abs().max() < 1e-6 and (out[..., 8, 2] - out[..., 4, 2]).abs().max() < 1e-5 and (out[..., 8, 0] >= out[..., 4, 0]).all()
+    assert torch.equal(out[..., 1], prepare(x, mask, frames=4, turn=False)[0][..., 1])
     turned = x @ torch.tensor([[0.6, 0, 0.8], [0, 1, 0], [-0.8, 0, 0.6]])
     assert torch.allclose(prepare(turned, mask, frames=4)[0], out, atol=1e-5), "wherever the camera stands"
-    upright = torch.zeros(1, 25, 3); upright[0, 8, 1] = 1.0
-    assert torch.equal(face_front(upright, "NTU25"), upright), "shoulders above one another: left as they are"
-    mirrored = face_front(x[..., [0, 2, 1]], "NTU25", up=2)
-    assert torch.allclose(mirrored[..., [0, 2, 1]], face_front(x, "NTU25"), atol=1e-5)
-    from hclab.core.skeleton import Skeleton
-    with pytest.raises(SkeletonError, match=r"SNAKE has no left_shoulder; use prepare\(..., turn=False\)"): face_front(x, Skeleton("SNAKE", tuple("abcdefghijklmnopqrstuvwxy"), ()))
-
-
-def test_moments_between_frames():
-    x, at = some(2, 5, 3, 3), torch.tensor([[0.0, 3.25], [4.0, 0.5]])
-    said = read_at(x, at)
-    for b in range(2):
-        for n in range(2):
-            low, w = int(at[b, n]), at[b, n].item() % 1
-            assert torch.allclose(said[b, n], x[b, low]*(1 - w) + (x[b, low + 1]*w if w else 0), atol=1e-6)
-    assert torch.equal(fit_length(x, torch.ones(2, 5, dtype=torch.bool), 5), x) and torch.equal(read_at(x[:, :1], torch.zeros(2, 3)), x[:, :1].expand(2, 3, 3, 3))
-    with pytest.raises(ValueError, match="each from 0 to 4"): read_at(x, at + 0.5)
+    with pytest.raises(SkeletonError, match=r"SNAKE has no left_shoulder; use prepare\(..., turn=False\)"): prepare(x, mask, Skeleton("SNAKE", tuple("abcdefghijklmnopqrstuvwxy"), ()))
+    upper = prepare(some(2, 9, 22, 3), torch.ones(2, 9, dtype=torch.bool), "UIPRMD22", 4)[0]
+    at = [skeleton("UIPRMD22").index(n) for n in ("left_upper_arm", "right_upper_arm", "chest")]
+    assert (upper[:, :, at[0], 2] - upper[:, :, at[1], 2]).abs().max() < 1e-5 and upper[:, :, at[2]].abs().max() < 1e-6, "shoulders and thorax by anatomy, not by name"
 
 
 def test_two_looks_are_drawn_apart_and_streams_of_a_look_together():
     b = batch()
-    assert torch.equal(b["view1"]["motion"], 2*b["view1"]["joint"]) and not torch.equal(b["view1"]["joint"], b["view2"]["joint"]) and set(b) == {"view1", "view2", "mask1", "mask2"}
-    assert F.mse_loss(b["view1"]["joint"], b["view2"]["joint"]) < 0.1
+    for view in (b["view1"], b["view2"]): assert torch.equal(view["motion"][:, :-1], view["joint"][:, 1:] - view["joint"][:, :-1]) and not view["motion"][:, -1].any() and torch.equal(view["bone"][:, :, 0], view["joint"][:, :, 0] - view["joint"][:, :, 1])
+    assert 0 < F.mse_loss(b["view1"]["joint"], b["view2"]["joint"]) < 0.1 and set(b) == {"view1", "view2", "mask1", "mask2"}
+    x, mask = some(4, 6, 25, 3), torch.ones(4, 6, dtype=torch.bool)
+    g = torch.Generator().manual_seed(2)
+    want = [shear(reflect_crop(x, mask, g), g, 0.5) for _ in range(2)]
+    said = two_views(x, mask, torch.Generator().manual_seed(2), CONFIG)
+    assert torch.equal(said["view1"]["joint"], want[0]) and torch.equal(said["view2"]["joint"], want[1])
 
 
 @pytest.mark.parametrize("wrong, words", [(dict(heads="nest"), "did you mean 'nested'"), (dict(follow="motions"), "did you mean 'motion'"), (dict(streams=("joint", "joint")), "each once"), (dict(topk=0), "1 to"),

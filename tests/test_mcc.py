@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hclab.core.config import ConfigError
-from hclab.methods.baselines.mcc import MCC, MCCConfig, clips, continuity_loss, loss, pretrain, shuffle_time
+from hclab.methods.baselines.mcc import MCC, MCCConfig, clips, continuity_loss, loss, pretrain, read_at, shuffle_time
 from hclab.models.stgcn import STGCNShape
 from hclab.train.loop import LoopConfig
 from hclab.train.moco import MoCoConfig
@@ -54,6 +54,17 @@ def test_a_look_is_drawn_for_each_clip_before_the_shuffle():
     assert seen == [(3, 6, 25, 3)]*3 and out["shuffled"].shape == (3, 2, 6, 25, 3)
     for s in range(2): assert torch.allclose(out["shuffled"][:, s].sort(1).values, out["next"].sort(1).values)
     assert clips(x, mask, torch.Generator(), replace(CONFIG, shuffled=0))["shuffled"].shape == (3, 0, 6, 25, 3)
+
+
+def test_moments_between_frames():
+    x, at = some(2, 5, 3, 3), torch.tensor([[0.0, 3.25], [4.0, 0.5]])
+    said = read_at(x, at)
+    for b in range(2):
+        for n in range(2):
+            low, w = int(at[b, n]), at[b, n].item() % 1
+            assert torch.allclose(said[b, n], x[b, low]*(1 - w) + (x[b, low + 1]*w if w else 0), atol=1e-6)
+    assert torch.equal(read_at(x[:, :1], torch.zeros(2, 3)), x[:, :1].expand(2, 3, 3, 3))
+    with pytest.raises(ValueError, match="each from 0 to 4"): read_at(x, at + 0.5)
 
 
 def test_no_shuffle_is_the_order_itself():
