@@ -165,3 +165,44 @@ def test_wrong_words(files, tmp_path, capsys):
         assert said in capsys.readouterr().err, words
     assert main(["predict", "--task", "detekt", str(files["bvh"])]) == 2 and "detect" in capsys.readouterr().err
     assert not (tmp_path/"out").exists()
+
+
+# ------------------------------------------------------------------------------------------------ the app, without a browser
+def upload(app, **files):
+    from datetime import UTC, datetime
+    app.c["upload"].value = tuple({"name": name, "type": "", "size": len(content), "content": memoryview(content), "last_modified": datetime.now(UTC)} for name, content in files.items())
+
+
+@pytest.fixture(scope="module")
+def app(performance):
+    pytest.importorskip("ipywidgets")
+    from hclab.lab.annotate_stream import AnnotateStream
+    clip = A.as_stream(performance["H36M16"])
+    return AnnotateStream(recordings={"all": (clip, [(0.0, 1.0, "wave")]), "a part": (clip.slice(0, 60), []), "too short": (clip.slice(0, 5), [])})
+
+
+def test_the_app_follows_the_frame_and_the_choice(app):
+    app.c["recording"].value = "all"
+    left = lambda: next(list(t.x) for t in app.view.data if str(t.name).startswith("left"))
+    first, said = left(), app.said["all"]
+    assert "drawn as: wave" in app.c["now"].value
+    for frame in (75, 150, len(said.clip) - 1):
+        app.c["frame"].value = frame
+        assert app.clock.data[2].x == pytest.approx((frame/15,)*2) and left() != first and said.words(frame) in app.c["now"].value and "drawn as" not in app.c["now"].value
+    app.c["recording"].value = "a part"
+    assert app.c["frame"].value == 0 and app.c["frame"].max == app.c["play"].max == 59 and app.clock.layout.xaxis.range == (0, 4.0) and len(app.clock.data[1].x) == len(app.said["a part"].segments) and not app.clock.data[0].x
+    app.c["recording"].value = "too short"
+    assert 'role="alert"' in app.c["says"].value and "longer recording" in app.c["says"].value and app.c["recording"].value == app.shown == "a part"
+
+
+def test_the_app_takes_files_and_says_what_is_none(app, files):
+    content = files["kinect"].read_bytes()
+    upload(app, **{"../mine.skeleton": content})
+    assert app.shown == app.c["recording"].value == "mine.skeleton" and len(app.said["mine.skeleton"].clip) == len(A.read_stream(files["kinect"]))
+    for name, said in (("a.txt", "readable: .bvh, .amc, .skeleton"), ("b.bvh", "HIERARCHY"), ("c.skeleton", "number of frames"), ("d.amc", "ASF")):
+        upload(app, **{name: b"<b>no</b>\n"})
+        assert 'role="alert"' in app.c["says"].value and said in app.c["says"].value and "hclab-streams" not in app.c["says"].value and app.shown == "mine.skeleton" and name not in app.c["recording"].options
+    upload(app, **{"07.asf": b":version 1.10\n"})
+    assert "now its motion" in app.c["says"].value and app.shown == "mine.skeleton"
+    with pytest.raises(ValueError, match="no recordings"):
+        type(app)(recordings={})

@@ -40,8 +40,8 @@ def clock_figure(said:Annotated, truth=(),   # (start s, end s, name) of the det
     look = dict(orientation="h", width=.7, textposition="inside", insidetextanchor="middle", textangle=0, textfont=dict(color=INK, size=11), hovertemplate="%{customdata}<extra></extra>", showlegend=False)
     fig = go.Figure([go.Bar(name="true", **_bars(list(truth), classes, 1), **look), go.Bar(name="detected", **_bars(found, classes, 0), **look),
                      go.Scatter(x=[0, 0], y=[-.5, 1.5], mode="lines", name="now", line=dict(color=INK, width=2), hoverinfo="skip", showlegend=False)])
-    fig.update_layout(width=width, height=150, margin=dict(l=64, r=12, t=4, b=36), barmode="overlay", plot_bgcolor="white", uniformtext=dict(mode="hide", minsize=9),
-                      xaxis=dict(range=[0, len(said.clip)/fps], title=dict(text="s", standoff=2)), yaxis=dict(range=[-.5, 1.5], tickvals=[0, 1], ticktext=["detected", "true" if truth else ""], fixedrange=True))
+    fig.update_layout(width=width, height=140, margin=dict(l=64, r=12, t=4, b=36), barmode="overlay", plot_bgcolor="white", font=dict(color=INK), uniformtext=dict(mode="hide", minsize=9),
+                      xaxis=dict(range=[0, len(said.clip)/fps], title=dict(text="seconds", standoff=2)), yaxis=dict(range=[-.5, 1.5], tickvals=[0, 1], ticktext=["detected", "true" if truth else ""], fixedrange=True))
     return fig
 
 # %% ../../nbs/80_lab/10g_annotate_stream.ipynb #1c6e7f51
@@ -54,8 +54,11 @@ def drawn_recordings(model:nn.Module) -> dict[str, tuple[Clip, list]]:
     return out
 
 def stream_stage(clip:Clip) -> Stage:
-    "The stage of a clip that is turned to face along x and followed: one camera does for all."
-    return stage(face(clip), trails=(), follow=True, title="", height=400)
+    "The stage of a clip that is turned to face along x and followed: one camera, a step farther back than elsewhere, does for all."
+    made = stage(face(clip), trails=(), follow=True, title="", height=350)
+    eye = made.figure.layout.scene.camera.eye
+    made.figure.update_layout(scene_camera_eye=dict(x=1.2*eye.x, y=1.2*eye.y, z=1.2*eye.z))
+    return made
 
 # %% ../../nbs/80_lab/10g_annotate_stream.ipynb #00b5d445
 class AnnotateStream:
