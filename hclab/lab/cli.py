@@ -276,12 +276,12 @@ def baseline(accept:Annotated[str, typer.Option(help="Notebook whose numbers are
     print(path or f"{accept} records no numbers; it is only checked to run")
 
 # %% ../../nbs/80_lab/11_cli.ipynb #95888241
-PREDICT = {"lift3d": "lift a recorded motion, or 2D joints", "pose2d": "find the joints of somebody in a photograph"}  # task -> what it does; a new method adds its line here
+PREDICT = {"lift3d": "lift a recorded motion, or 2D joints", "pose2d": "find the joints of somebody in a photograph", "detect": "find which action is done when in a recorded motion"}  # task -> what it does; a new method adds its line here
 
 # %% ../../nbs/80_lab/11_cli.ipynb #6608bea6
 @app.command()
-def predict(file:Annotated[Path, typer.Argument(help="lift3d: a recording (walk.bvh), or 2D joints: .json of COCO, OpenPose or plain, or .npz; 80_lab/08b_poses2d has the formats. pose2d: a photograph.")],
-            task:Annotated[str, typer.Option(help="lift3d or pose2d.")],
+def predict(file:Annotated[Path, typer.Argument(help="lift3d: a recording (walk.bvh), or 2D joints: .json of COCO, OpenPose or plain, or .npz; 80_lab/08b_poses2d has the formats. pose2d: a photograph. detect: a recording (.bvh, .amc with its .asf beside it, .skeleton of a Kinect).")],
+            task:Annotated[str, typer.Option(help="lift3d, pose2d or detect.")],
             camera:Annotated[str | None, typer.Option(help="For a recording: one of Human3.6M's cameras, SUBJECT/ID. Default: S9/54138969.")]=None,
             layout:Annotated[str | None, typer.Option(help="For 2D joints: their layout, such as COCO17, where the file does not say it.")]=None,
             width:Annotated[int | None, typer.Option(help="For 2D joints: width of the picture in pixels, where the file does not say it.")]=None,
@@ -298,6 +298,9 @@ def predict(file:Annotated[Path, typer.Argument(help="lift3d: a recording (walk.
         if camera or layout or width or height or complete_only or method: raise Usage("a photograph takes --box and --checkpoint; the other options are lift3d's")
         return _predict_photo(file, out, box, checkpoint)
     if box: raise Usage("--box is for --task pose2d")
+    if task == "detect":
+        if camera or layout or width or height or complete_only or method: raise Usage("detecting actions takes --checkpoint; the other options are lift3d's")
+        return _predict_actions(file, out, checkpoint)
     method = method or "martinez"
     if (width is None) != (height is None): raise Usage("give both --width and --height")
     from hclab.lab.predict import FILES2D, PRETRAINED, load_lifter, load_pretrained
@@ -325,6 +328,14 @@ def _predict_photo(file:Path, out:Path, box:str|None, checkpoint:Path|None) -> N
     found, picture, numbers = predict_photo(file, out, pose_network(checkpoint or POSE_NETWORK), corners)
     print(f"{file.name}: mean height of the peaks {float(found.confidence.mean()):.2f}, which is no probability; the network has learnt on drawn people, one to a picture")
     print(f"picture: {picture}\nnumbers: {numbers}  (hclab predict --task lift3d takes them)")
+
+def _predict_actions(file:Path, out:Path, checkpoint:Path|None) -> None:
+    "Find which action is done when."
+    from hclab.lab.annotate import DETECTOR, detector, predict_detect
+    said, picture, numbers = predict_detect(file, out, detector(checkpoint or DETECTOR))
+    print(f"{file.name}: {len(said.segments)} segment{'s'*(len(said.segments) != 1)} in {said.clip.duration:.1f} s; the network has learnt on drawn people and knows {', '.join(said.classes[1:])}\n  read as: {said.clip.source}")
+    for s in said.segments: print(f"  {s.start/said.clip.fps:6.2f} to {s.end/said.clip.fps:6.2f} s  {said.words(s.start)}")
+    print(f"picture: {picture}\nnumbers: {numbers}")
 
 def _predict2d(file:Path, out:Path, layout, size, model, complete_only:bool) -> None:
     "Lift a file of 2D joints."
