@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hclab.core.config import samples_dir
 from hclab.data.motion import Clip
 from hclab.data.readers import bvh, ntu
 from hclab.data.sequences import compose
@@ -206,3 +207,12 @@ def test_the_app_takes_files_and_says_what_is_none(app, files):
     assert "now its motion" in app.c["says"].value and app.shown == "mine.skeleton"
     with pytest.raises(ValueError, match="no recordings"):
         type(app)(recordings={})
+
+
+# ------------------------------------------------------------------------------------------------ real people, where they are at hand
+@pytest.mark.skipif(not (samples_dir() and (samples_dir()/"cmu/02_03.amc").is_file()), reason="HCLAB_SAMPLES holds no cmu/02_03.amc")
+def test_real_people_walk_and_run(app):
+    cmu = samples_dir()/"cmu"
+    for name in ("02_01.amc", "cmu_12_01_walk.bvh"): assert A.annotate(cmu/name).shares()["walk"] > 80
+    upload(app, **{name: (cmu/name).read_bytes() for name in ("02_03.amc", "02.asf")})
+    assert app.shown == "02_03.amc" and next(iter(app.said["02_03.amc"].shares())) == "run"
