@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from hclab.core.config import ConfigError
 from hclab.core.skeleton import skeleton
 from hclab.data.sequence_views import SequenceAugment, mask_joints
-from hclab.methods.hitrs import (HiTRS, HiTRSAction, HiTRSConfig, HiTRSFrames, HiTRSPrediction, Pretext, PretextArm, PretextConfig, action_arm, clip_answers, clip_mask, draw_swaps, encoder_of, frame_answers, frames_arm,
+from hclab.methods.hitrs import (HiTRS, HiTRSAction, HiTRSConfig, HiTRSFrames, HiTRSPrediction, Pretext, PretextArm, PretextConfig, action_arm, answers, clip_answers, clip_mask, draw_swaps, encoder_of, fixed_questions, frame_answers, frames_arm,
                                  loss, moving_clips, prediction_arm, pretext_arm, pretext_batch, pretext_optimiser, pretrain, usable_sequences, video_answers)
 from hclab.models.windows import Windows, window_count
 from hclab.tasks.action import ActionConfig, Recogniser
@@ -257,3 +257,13 @@ def test_a_clip_says_what_it_says_in_its_stream():
     net = HiTRS(SMALL).double().eval()
     clips = torch.stack([sequence[0, t - 12:t + 13:4] for t in range(12, 28)])
     assert torch.allclose(net.of_clips(clips), net.each_frame(sequence, mask)[0, 12:28])
+
+
+def test_the_same_questions_of_the_same_set():
+    sequence, mask = drawn((40,)*70)
+    config = PretextConfig(model=SMALL)
+    one, two = (fixed_questions(as_set(sequence, mask), config) for _ in range(2))
+    assert [len(b["mask"]) for b in one] == [64] and all(torch.equal(one[0][k], two[0][k]) for k in one[0])
+    assert [len(b["mask"]) for b in fixed_questions(as_set(sequence[:5], mask[:5]), config)] == [5]
+    model = Pretext(config).train()
+    assert set(answers(model, one)) == {"pose_mm", "mean_pose_mm", "clip_acc", "video_acc", "future_acc"} and model.training

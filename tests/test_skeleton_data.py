@@ -76,16 +76,30 @@ def write_ntu(folder, name, people=1, frames=24):
 
 
 def test_ntu_by_name(tmp_path):
-    for name, people in (("S001C001P001R001A001", 1), ("S001C002P002R001A050", 2), ("S001C001P003R001A001", 1), ("S001C003P015R001A002", 1), ("S001C003P004R001A002", 0)): write_ntu(tmp_path, name, people)
+    for name, people in (("S001C001P001R001A001", 1), ("S001C002P002R001A050", 2), ("S001C001P003R001A001", 1), ("S001C003P025R001A002", 1), ("S001C003P004R001A002", 0)): write_ntu(tmp_path, name, people)
     config = SkeletonDataConfig(dataset="ntu", folder=str(tmp_path))
     train, test = make_part(config, "train"), make_part(config, "test")
-    assert train.performers.tolist() == [1, 2] and test.performers.tolist() == [3] and make_part(config, "val").performers.tolist() == [15]
+    assert train.performers.tolist() == [1, 2] and test.performers.tolist() == [3] and make_part(config, "val").performers.tolist() == [25]
     assert train.sequences.shape[1] == 2 and train.mask.any(2).tolist() == [[True, False], [True, True]] and train.labels.tolist() == [0, 49]
     sequence, _, whose = train.singles()
     assert len(sequence) == 3 and whose.tolist() == [0, 1, 1]
     assert [n for n, _ in data_files(config)] == sorted(f.name for f in tmp_path.iterdir()) and data_files(TINY) == ()
     assert ntu_part(ntu.parse_name("S001C001P001R001A001"), "view") == "test"
     with pytest.raises(ConfigError, match="holds no .skeleton file"): make_part(replace(config, folder=str(tmp_path/"none")), "train")
+
+
+def test_who_comes_later_comes_later(tmp_path):
+    g, body = torch.Generator().manual_seed(0), torch.randn(1, 25, 3, generator=torch.Generator().manual_seed(1)).clamp(-1, 1)*.5
+    def track(name, frames): return ntu.Track(name, frames, body.expand(len(frames), 25, 3) + torch.randn(len(frames), 25, 3, generator=g)*.02 + torch.tensor([0, 0, 3.0]), torch.full((len(frames), 25), 2), torch.zeros(len(frames), 25, 2))
+    ntu.write_skeleton(tmp_path/"S001C001P001R001A050.skeleton", [track("72057591", torch.arange(60)), track("72057592", torch.arange(30, 60))], 60)
+    data = make_part(SkeletonDataConfig(dataset="ntu", folder=str(tmp_path)), "train")
+    moves = (data.sequences[0, :, 1:] - data.sequences[0, :, :-1]).abs().sum((2, 3)) > 1e-4
+    first = [int(m.nonzero()[0]) for m in moves]
+    assert sorted(first) == [0, 14] and len(data.classes) == 60
+
+
+def test_a_view_has_its_own_takes():
+    with pytest.raises(ConfigError, match="set takes=1"): SkeletonDataConfig(protocol="view", takes=2)
 
 
 @needs_samples

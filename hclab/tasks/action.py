@@ -64,12 +64,14 @@ def by_class(scores:Tensor, labels:Tensor, classes:tuple) -> dict[str, float]:
 @torch.no_grad()
 def ask(model:Recogniser, data:SkeletonSet, kind:str="joint", batch:int=64) -> Tensor:
     "Scores (N,classes) of all sequences of a set, in evaluation mode."
-    with evaluating(model): return torch.cat([model(*look(data, rows, kind)) for rows in torch.arange(len(data)).split(batch)])
+    there = next(model.parameters()).device
+    with evaluating(model): return torch.cat([model(*(x.to(there) for x in look(data, rows, kind))).float().cpu() for rows in torch.arange(len(data)).split(batch)])
 
 @torch.no_grad()
 def features(encoder:nn.Module, data:SkeletonSet, kind:str="joint", batch:int=64) -> Tensor:
     "What a frozen encoder says of each sequence, (N,width)."
-    with evaluating(encoder): return torch.cat([embed(encoder, *look(data, rows, kind)) for rows in torch.arange(len(data)).split(batch)])
+    there = next(encoder.parameters(), torch.zeros(())).device
+    with evaluating(encoder): return torch.cat([embed(encoder, *(x.to(there) for x in look(data, rows, kind))).float().cpu() for rows in torch.arange(len(data)).split(batch)])
 
 # %% ../../nbs/50_tasks/06_action.ipynb #cfb5958e
 PROTOCOLS = ("knn", "linear", "finetune")

@@ -53,6 +53,7 @@ class StreamConfig(Config):
         if self.dataset == "pkummd" and not self.folder: raise ConfigError("dataset='pkummd' lies on your disk: give folder=, see data_cards/pku_mmd.md")
         for name in self.actions:
             if name not in CLASSES[1:]: raise ConfigError(f"actions: {name!r}; {did_you_mean(name, CLASSES[1:])}")
+        if self.dataset == "pkummd" and 30 % self.fps: raise ConfigError(f"fps={self.fps:g}: PKU-MMD has 30 frames a second, of which every n-th is taken; give 30, 15, 10, 7.5, 6 or 5")
         if min(self.performers, self.each, self.length) < 1 or self.fps <= 0: raise ConfigError(f"performers={self.performers}, each={self.each}, length={self.length}, fps={self.fps}: all must be positive")
 
 # %% ../../nbs/50_tasks/07_frame_labels.ipynb #28ab44f5
@@ -97,6 +98,7 @@ def drawn_streams(config:StreamConfig, part:str) -> Streams:
             track = sense(sequence.clips[0], cameras[k % 3], g, config.severity, Noise(timing=0.0, gone=0.0))
             if not track.mask.any(0).all(): continue            # a joint that was never seen
             found.append((even_frames(track), number[sequence.labels[0].clamp(min=0)], f"performer {who}, stream {k}"))
+    if not found: raise ConfigError(f"no stream of the {part} part is left: each had a joint that the sensor never saw; ask for more performers or a smaller severity")
     return Streams(*zip(*found, strict=True), classes, config.layout, config.fps)
 
 # %% ../../nbs/50_tasks/07_frame_labels.ipynb #49e9fea9
@@ -112,7 +114,7 @@ def pku_streams(config:StreamConfig, part:str) -> Streams:
         sample = pkummd.to_sample(file, label)
         body, keep = sample["body_mask"][0], max(1, round(sample["fps"]/config.fps))
         labels = torch.zeros(len(body), dtype=torch.int64)
-        for start, end, action in sample["segments"]: labels[start:end] = action
+        for start, end, action in sample["segments"]: labels[start:end] = action + 1      # 0 is background here
         found.append(((sample["sequence"][0] @ UPRIGHT.T)[body][::keep], labels[body][::keep], file.stem))
     if not found: raise ConfigError(f"{config.folder} holds no video of the {part} part; see data_cards/pku_mmd.md")
     return Streams(*zip(*found, strict=True), ("background", *(f"A{k:02d}" for k in range(1, 52))), "NTU25", config.fps)
@@ -137,7 +139,7 @@ def clips_about(sequence:Tensor, # (T,J,3)
 # %% ../../nbs/50_tasks/07_frame_labels.ipynb #2b6290ad
 @dataclass(frozen=True)
 class FrameConfig(Config):
-    "Learning to label frames. Defaults: Hi-TRS, supplement."
+    "Learning to label frames. Clips, batch and rate: Hi-TRS, supplement; the cosine rate, weight decay and augmentation are ours."
     streams: StreamConfig = StreamConfig()
     dilate: int = 4                  # frames from one frame of a clip to the next, at 30 a second
     share: float = 1.0               # of the training streams that have labels
@@ -179,7 +181,8 @@ def frame_loss(model:FrameRecogniser, batch:dict[str, Tensor]) -> dict[str, Tens
 @torch.no_grad()
 def label_frames(model:FrameRecogniser, sequence:Tensor, dilate:int, layout:str, batch:int=256) -> Tensor:
     "Probabilities (T,1 + classes) of every frame of a stream (T,J,3), in evaluation mode."
-    with evaluating(model): return torch.cat([model(clips_about(sequence, rows, dilate, layout)).softmax(1) for rows in torch.arange(len(sequence)).split(batch)])
+    there = next(model.parameters()).device
+    with evaluating(model): return torch.cat([model(clips_about(sequence, rows, dilate, layout).to(there)).float().softmax(1).cpu() for rows in torch.arange(len(sequence)).split(batch)])
 
 def segments(said:list[Tensor], data:Streams, smooth:int) -> list[Proposal]:
     "Segments of all streams from their frames' probabilities."

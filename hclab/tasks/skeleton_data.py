@@ -55,6 +55,7 @@ class SkeletonDataConfig(Config):
         for name in self.actions:
             if name not in ACTIONS: raise ConfigError(f"actions: {name!r}; {did_you_mean(name, ACTIONS)}")
         if self.dataset == "ntu" and not self.folder: raise ConfigError("dataset='ntu' lies on your disk: give folder=, see data_cards/ntu_rgbd.md")
+        if self.protocol == "view" and self.takes != 1: raise ConfigError(f"takes={self.takes} with protocol='view': training, validation and test each have a take of their own there; set takes=1")
         if min(self.performers, self.takes, self.longest) < 1 or min(self.seconds, self.fps) <= 0: raise ConfigError(f"performers={self.performers}, takes={self.takes}, longest={self.longest}, seconds={self.seconds}, fps={self.fps}: all must be positive")
         skeleton(self.layout)
 
@@ -130,9 +131,9 @@ def uiprmd_set(config:SkeletonDataConfig, part:str) -> SkeletonSet:
 
 # %% ../../nbs/50_tasks/05_skeleton_data.ipynb #82b1501e
 def ntu_part(name:ntu.NTUName, protocol:str) -> str:
-    "The part of an NTU recording: the official split, and every tenth training subject for validation."
+    "The part of an NTU recording: the official split of NTU-60, with the training subjects 5 and 25 for validation."
     part = ntu.split_of(name, "xsub60" if protocol == "performer" else "xview60")
-    return "val" if part == "train" and name.performer % 10 == 5 else part
+    return "val" if part == "train" and name.performer % 20 == 5 else part
 
 def ntu_set(config:SkeletonDataConfig, part:str) -> SkeletonSet:
     "NTU recordings of a part, the one or two bodies that move most. Raises `ConfigError` for a folder without recordings; those without a body are left out."
@@ -143,9 +144,13 @@ def ntu_set(config:SkeletonDataConfig, part:str) -> SkeletonSet:
         if ntu_part(name, config.protocol) != part: continue
         recording, people = ntu.read_skeleton(file), []
         if not recording.tracks: continue
-        for body in range(len(ntu.main_bodies(recording))): people.append(resample(ntu.to_clip(recording, body, max_gap=10**6), config.fps).joints)
+        for body, track in enumerate(ntu.main_bodies(recording)):
+            joints = resample(ntu.to_clip(recording, body, max_gap=10**6), config.fps).joints
+            people.append((round(int(track.frames[0])/recording.fps*config.fps), joints))
+        first = min(start for start, _ in people)
+        people = [torch.cat([joints.new_zeros(start - first, *joints.shape[1:]), joints]) for start, joints in people]      # who comes later is at the origin of the sensor until then
         found.append((people, name.action - 1, name.performer, name.camera - 1))
-    return gather(found, tuple(f"A{k + 1:03d}" for k in range(max((f[1] for f in found), default=0) + 1)), "NTU25", config.fps, config.longest)
+    return gather(found, tuple(f"A{k:03d}" for k in range(1, 61)), "NTU25", config.fps, config.longest)
 
 # %% ../../nbs/50_tasks/05_skeleton_data.ipynb #f41936b8
 def make_part(config:SkeletonDataConfig, part:str) -> SkeletonSet:
