@@ -11,6 +11,7 @@ from hclab.data.sensor import ntu_cameras, sense
 from hclab.data.sequence_views import SequenceAugment
 from hclab.data.splits import take_of
 from hclab.tasks.action import ActionConfig, Recogniser, accuracy, action_batch, embed, look, scored, together, train_action
+from hclab.tasks.frame_labels import StreamConfig, clips_about, few_streams, make_streams, occurring
 from hclab.tasks.skeleton_data import INDOORS, SkeletonDataConfig, data_files, even_frames, few, gather, make_part, make_parts, ntu_part
 
 TINY = SkeletonDataConfig.for_profile("smoke", performers=5, actions=("walk", "wave", "squat"))
@@ -162,3 +163,28 @@ def test_scores_that_do_not_fit_are_refused():
     for wrong in ((torch.zeros(3, 2), torch.zeros(2)), (torch.zeros(3), torch.zeros(3)), (torch.zeros(0, 2), torch.zeros(0))):
         with pytest.raises(ValueError, match="expected"): accuracy(*wrong)
     assert Recogniser(MeanPose(), 4).classify.weight.shape == (4, 75)
+
+
+def test_streams_of_pku_mmd(tmp_path):
+    "Labels count from 1 in the file; 0 is background here. Left tests, video 10 validates."
+    for name in ("0002-M", "0002-L", "0010-R"):
+        body = (torch.randn(1, 75, generator=torch.Generator().manual_seed(3)).clamp(-1, 1)*.5 + torch.randn(60, 75, generator=torch.Generator().manual_seed(4))*.02).tolist()
+        for folder, text in (("skeleton", "\n".join(" ".join(f"{v:.5f}" for v in row + [0.0]*75) for row in body)), ("label", "1,5,20,2\n51,30,50,2\n")):
+            (tmp_path/folder).mkdir(exist_ok=True)
+            (tmp_path/folder/f"{name}.txt").write_text(text)
+    config = StreamConfig(dataset="pkummd", folder=str(tmp_path))
+    train, val, test = (make_streams(config, part) for part in ("train", "val", "test"))
+    assert (train.names, val.names, test.names) == (("0002-M",), ("0010-R",), ("0002-L",)) and len(train.classes) == 52 and len(train.labels[0]) == 30
+    assert [(p.label, p.start, p.end) for p in train.truths()] == [(1, 3, 10), (51, 15, 25)]
+    with pytest.raises(ConfigError, match="every n-th"): StreamConfig(dataset="pkummd", folder="x", fps=20)
+    with pytest.raises(ConfigError, match="holds no video"): make_streams(StreamConfig(dataset="pkummd", folder=str(tmp_path/"none")), "train")
+
+
+def test_drawn_streams_say_what_is_done_when():
+    data = make_streams(StreamConfig.for_profile("smoke", performers=4, actions=("sit_down",), length=1), "test")
+    assert data.classes == ("background", "sit_down", "stand_up") and all(len(x) == len(l) for x, l in zip(data.sequences, data.labels, strict=True))
+    assert occurring(("wave",)) == ("background", "wave") and occurring(("fall",)) == ("background", "fall", "get_up")
+    clips = clips_about(data.sequences[0], torch.arange(3), 2, data.layout)
+    assert not clips[:, 3, skeleton(data.layout).root].any()          # the middle frame's root is the origin
+    for share in (0, 1.5):
+        with pytest.raises(ValueError, match="share"): few_streams(data, share)
