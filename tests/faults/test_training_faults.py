@@ -1,5 +1,5 @@
 """F1, F3, F9, F10, F11, F27: trainings that are killed, stopped, changed, poisoned, or that run as two processes of which one fails."""
-import json, os, random, shutil, signal, socket, subprocess, sys, tempfile, time, warnings
+import json, os, random, shutil, signal, subprocess, sys, tempfile, time, warnings
 from pathlib import Path
 
 import pytest
@@ -247,13 +247,9 @@ def test_f11_skipping_for_ever_is_not_training():
 
 
 # ------------------------------------------------------------------------------------------------ F27
-def port() -> int:
-    with socket.socket() as s: s.bind(("127.0.0.1", 0)); return s.getsockname()[1]
-
-
 def pair(nursery, folder, job="train", seconds=30, each=({}, {}), **arguments) -> list:
     "Exit codes of two processes that train together."
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port(), "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "OMP_NUM_THREADS": 1}
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": launch.free_port(), "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "OMP_NUM_THREADS": 1}
     pids = [nursery.start(job, {**common, "RANK": r, "LOCAL_RANK": r}, folder=str(folder), **{**arguments, **each[r]}) for r in (0, 1)]
     until = time.monotonic() + seconds
     return [nursery.wait(pid, max(until - time.monotonic(), 0.1)) for pid in pids]
@@ -338,7 +334,7 @@ def test_f27_different_settings_are_refused(nursery, tmp_path):
 
 
 def test_f3_two_processes_stop_together_when_one_is_told(nursery, tmp_path):
-    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port(), "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "OMP_NUM_THREADS": 1}
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": launch.free_port(), "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "OMP_NUM_THREADS": 1}
     folder = Path(fresh(tmp_path/"run"))
     pids = [nursery.start("train", {**common, "RANK": r, "LOCAL_RANK": r}, folder=str(folder), size=8, pause=0.02, save_every=1000) for r in (0, 1)]
     for _ in range(500):
