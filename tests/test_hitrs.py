@@ -119,7 +119,7 @@ def test_nobody_moves_nobody_is_asked():
 
 def test_loss_term_by_term_as_the_sheet_has_it():
     "Each term written out sample by sample, from the modules alone."
-    config = PretextConfig(model=SMALL, augment=QUIET)
+    config = PretextConfig(model=SMALL, augment=QUIET, asked=2, weights=(1, 2, .5, .1))
     with seeded(3): model = Pretext(config).double().eval()
     sequence, mask = drawn((40, 26, 60), dtype=torch.double)
     batch = pretext_batch(sequence, mask, config, torch.Generator().manual_seed(5))
@@ -132,10 +132,11 @@ def test_loss_term_by_term_as_the_sheet_has_it():
         for t in range(n):
             for j in range(25):
                 if batch["selected"][b, t, j]: pose += F.smooth_l1_loss(10*model.where(seen[t + 6, j]), 10*batch["target"][b, t, j], reduction="none").tolist()
-        at = [int(batch["clip"][b]) + 2*k for k in range(7)]
-        for label, order in ((1, range(7)), (0, batch["swap"][b].tolist())):
-            scores = model.swapped(encoder.clip(seen[[at[o] for o in order]][None]))
-            clips.append(F.cross_entropy(scores, torch.tensor([label])).item())
+        for first, swap in zip(batch["clip"][b].tolist(), batch["swap"][b].tolist(), strict=True):
+            at = [first + 2*k for k in range(7)]
+            for label, order in ((1, range(7)), (0, swap)):
+                scores = model.swapped(encoder.clip(seen[[at[o] for o in order]][None]))
+                clips.append(F.cross_entropy(scores, torch.tensor([label])).item())
         windows = [[min(7*i + 2*k, n + 11) for k in range(7)] for i in range(window_count(n, Windows()))]
         said = torch.cat([encoder.clip(seen[w][None]) for w in windows])
         own = torch.ones(1, len(windows) - 1, dtype=torch.bool)
@@ -146,7 +147,7 @@ def test_loss_term_by_term_as_the_sheet_has_it():
     likeness = torch.stack(expected) @ torch.stack(came).T/.07
     mean = lambda x: sum(x)/len(x)
     by_hand = {"pose": mean(pose), "clip_order": mean(clips), "video_order": mean(videos), "future": F.cross_entropy(likeness, torch.arange(3)).item()}
-    for name, value in by_hand.items(): assert math.isclose(terms[name], value, rel_tol=2e-4), (name, terms[name], value)
+    for (name, value), weight in zip(by_hand.items(), config.weights, strict=True): assert math.isclose(terms[name], weight*value, rel_tol=2e-4), (name, terms[name], value)
 
 
 def test_what_came_is_not_taught():
@@ -231,7 +232,7 @@ def test_bad_sequences_are_refused(change, words):
 
 
 def test_settings_are_checked():
-    for wrong in (dict(levels=("frames",)), dict(levels=()), dict(stream="bones")):
+    for wrong in (dict(levels=("frames",)), dict(levels=()), dict(stream="bones"), dict(weights=(1, 1)), dict(weights=(1, 1, 1, -1)), dict(asked=0), dict(moves=-1)):
         with pytest.raises(ConfigError): PretextConfig(**wrong)
     for wrong in (dict(width=7), dict(layers=0)):
         with pytest.raises(ConfigError): HiTRSConfig(**wrong)
@@ -243,13 +244,13 @@ def test_detection_and_prediction_start_from_a_pre_training(tmp_path):
     streams = StreamConfig.for_profile("smoke", performers=4, length=2)
     quick = LoopConfig(steps=3, batch=8, lr=1e-3, log_every=3, save_every=3, device="cpu")
     result = frames_arm(HiTRSFrames(SMALL, FrameConfig.for_profile("smoke", streams=streams, loop=quick)), 0)
-    assert {"mAP_a@0.5", "mAP_v@0.5", "missed", "test_frames", "curve"} <= set(result) and "model" not in result
+    assert {"mAP_a@0.5", "mAP_v@0.5", "missed", "test_frames", "curves"} <= set(result) and "models" not in result
     base = HiTRSPrediction.for_profile("smoke")
-    small = replace(base, model=SMALL, data=replace(base.data, performers=4, actions=("walk", "wave")), prediction=replace(base.prediction, loop=quick))
+    small = replace(base, model=SMALL, task=replace(base.task, data=replace(base.task.data, performers=4, actions=("walk", "wave")), prediction=replace(base.task.prediction, loop=quick)))
     said = prediction_arm(small, 0)
     assert said["zero_velocity"] > 0 and set(said["test_by_horizon"]["network"]) == {"200 ms", "400 ms", "600 ms", "all"}
-    with pytest.raises(ConfigError, match="give both the same"): prediction_arm(replace(small, data=replace(small.data, fps=12.0)), 0)
-    with pytest.raises(ConfigError, match="one pre-training"): frames_arm(HiTRSFrames(SMALL), 0, None, {"a": tmp_path, "b": tmp_path})
+    with pytest.raises(ConfigError, match="give both the same"): replace(small.task, data=replace(small.task.data, fps=12.0))
+    with pytest.raises(ConfigError, match="must end in each stream"): frames_arm(HiTRSFrames(SMALL), 0, None, {"a": tmp_path, "b": tmp_path})
 
 
 def test_a_clip_says_what_it_says_in_its_stream():

@@ -10,7 +10,7 @@ from hclab.data.readers import ntu
 from hclab.data.sensor import ntu_cameras, sense
 from hclab.data.sequence_views import SequenceAugment
 from hclab.data.splits import take_of
-from hclab.tasks.action import ActionConfig, Recogniser, accuracy, action_batch, embed, look, scored, together, train_action
+from hclab.tasks.action import ActionConfig, Recogniser, accuracy, action_batch, embed, scored, together, train_action
 from hclab.tasks.frame_labels import StreamConfig, clips_about, few_streams, make_streams, occurring
 from hclab.tasks.skeleton_data import INDOORS, SkeletonDataConfig, data_files, even_frames, few, gather, make_part, make_parts, ntu_part
 
@@ -121,15 +121,15 @@ def test_the_same_draw_for_both_people():
 def test_batches_are_epochs():
     data, config = make_part(TINY, "train"), ActionConfig.for_profile("smoke", data=TINY, augment=SequenceAugment(chance=0.0))
     rows = len(data)//16*16
-    labels = torch.cat([action_batch(data, n, config, "joint")["labels"] for n in range(rows//16)])
+    labels = torch.cat([action_batch(data, n, config)["labels"] for n in range(rows//16)])
     assert torch.equal(labels.bincount(minlength=3) <= data.labels.bincount(minlength=3), torch.ones(3, dtype=torch.bool))
-    one, two = (action_batch(data, 3, config, "bone", seed=1) for _ in range(2))
+    one, two = (action_batch(data, 3, config, seed=1) for _ in range(2))
     assert all(torch.equal(one[k], two[k]) for k in one)
 
 
 def test_who_is_absent_says_nothing():
     data = make_part(TINY, "val")
-    sequences, mask = look(data, torch.arange(4))
+    sequences, mask = data.sequences[:4], data.mask[:4]
     more = torch.cat([sequences, torch.zeros_like(sequences)], 1)
     assert torch.allclose(embed(MeanPose(), more, torch.cat([mask, mask & False], 1)), embed(MeanPose(), sequences, mask))
 
@@ -138,7 +138,7 @@ def test_streams_are_averaged():
     data = make_part(TINY, "val")
     sure, n = torch.eye(3)[data.labels], len(data)
     parts = {"train": data, "val": data, "test": data}
-    result = scored({"joint": {p: sure for p in ("val", "test")}, "bone": {p: torch.full((n, 3), 1/3) for p in ("val", "test")}}, parts, ActionConfig(data=TINY))
+    result = scored({"joint": {p: sure for p in ("val", "test")}, "bone": {p: torch.full((n, 3), 1/3) for p in ("val", "test")}}, parts)
     assert result["test_top1"] == 100 and result["test_by_stream"]["joint"] == 100 and result["test_by_stream"]["bone"] < 50
 
 

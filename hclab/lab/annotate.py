@@ -19,16 +19,14 @@ from ..core.skeleton import conversion, convert, skeleton
 from ..data.motion import Clip
 from ..data.readers.asfamc import to_cmu31
 from ..data.readers.ntu import read_skeleton, to_clip
-from ..data.sensor import Noise, SensorError, ntu_cameras, sense
-from ..data.sequences import CLASSES, compose
 from ..data.splits import PARTS, by_performer
 from .arms import Arm, run_arms
 from .data import read_amc
 from .predict import ASSETS, PredictError, from_arm, keep_network, read_motion, write_pair
 from ..methods.hitrs import HiTRSConfig, HiTRSFrames, encoder_of
+from ..tasks.action import streamed
 from ..tasks.action_detection import Proposal, timeline_row
-from ..tasks.frame_labels import CLIP, FrameConfig, FrameRecogniser, StreamConfig, Streams, label_frames, occurring, segments, train_frames
-from ..tasks.skeleton_data import even_frames
+from ..tasks.frame_labels import CLIP, FrameConfig, FrameRecogniser, StreamConfig, Streams, composed, label_frames, occurring, seen_by_kinect, segments, train_frames
 from ..train.loop import load_model
 
 # %% ../../nbs/80_lab/09f_annotate.ipynb #21cccedd
@@ -63,15 +61,10 @@ KINDS = ("motion capture", "Kinect")
 
 def drawn_stream(who:int, number:int, config:StreamConfig, kind:str) -> tuple[Tensor, Tensor]|None:
     "A stream (T,16,3) of metres as a file of one of `KINDS` gives it, and its labels (T,) in `occurring(config.actions)`. None where a Kinect loses somebody: too near the camera, or a joint never seen."
-    g = torch.Generator().manual_seed(config.seed*1_000_003 + who*101 + number)
-    order = [config.actions[int(i)] for i in torch.randint(len(config.actions), (config.length,), generator=g)]
-    sequence = compose(who, order, seed=config.seed, index=number, fps=config.fps, layout="NTU25" if kind == "Kinect" else LAYOUT)
-    classes = occurring(config.actions)
-    labels = torch.tensor([classes.index(name) if name in classes else 0 for name in CLASSES])[sequence.labels[0].clamp(min=0)]
-    if kind != "Kinect": return sequence.clips[0].joints, labels
-    try: track = sense(sequence.clips[0], ntu_cameras(1.5, 3.5)[number % 3], g, config.severity, Noise(timing=0.0, gone=0.0))
-    except SensorError: return None
-    return (convert(even_frames(track), "NTU25", LAYOUT)[0], labels) if track.mask.any(0).all() else None
+    clip, labels, g = composed(who, number, config, "NTU25" if kind == "Kinect" else LAYOUT)
+    if kind != "Kinect": return clip.joints, labels
+    joints = seen_by_kinect(clip, number, config.severity, g)
+    return None if joints is None else (convert(joints, "NTU25", LAYOUT)[0], labels)
 
 def drawn_streams(config:StreamConfig, part:str) -> Streams:
     "The streams of the performers of a part, each kind of file in turn."
@@ -109,8 +102,8 @@ def detector(path:Path|str=DETECTOR) -> nn.Module:
 # %% ../../nbs/80_lab/09f_annotate.ipynb #23f762db
 def detector_arm(config:HiTRSFrames, seed:int, folder:Path|None=None) -> dict:
     "Train a detector on drawn streams of both `KINDS` and score it on performers that it has not seen, see `tasks.frame_labels.train_frames`."
-    result = train_frames(lambda: encoder_of(config.model), config.frames, seed, folder, {part: drawn_streams(config.frames.streams, part) for part in PARTS})
-    result.pop("model")
+    result = train_frames(lambda kind: streamed(encoder_of(config.model), kind, config.model.layout), config.frames, seed, folder, {part: drawn_streams(config.frames.streams, part) for part in PARTS})
+    result.pop("models")
     return result
 
 def keep_detector(row:dict) -> Path:

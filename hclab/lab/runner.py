@@ -48,7 +48,9 @@ def parameters_of(notebook:dict) -> dict|None:
     if not cells: return None
     if len(cells) > 1: raise ConfigError(f"{len(cells)} cells are tagged 'parameters'; only one can be")
     values = {}
-    for node in ast.parse(cell_text(cells[0])).body:
+    try: body = ast.parse(cell_text(cells[0])).body
+    except SyntaxError as e: raise ConfigError(f"the parameters cell cannot be read, line {e.lineno}: {e.msg}: {(e.text or '').strip()}") from None
+    for node in body:
         if not (isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name)):
             raise ConfigError(f"the parameters cell may only hold lines like `name = value`, line {node.lineno} is something else")
         values[node.targets[0].id] = ast.literal_eval(node.value)
@@ -94,7 +96,8 @@ def check_before(notebook:dict, name:str, given:dict) -> None:
         if cell["cell_type"] != "code": continue
         tags = cell.get("metadata", {}).get("tags", ())
         if "raises-exception" in tags: raise NotebookFailed(f"{name}, cell {number}: the tag 'raises-exception' hides failures; catch the error in the cell and show its message")
-        again = set() if "parameters" in tags or not declared else _assigned(_top_level(cell_text(cell))) & set(declared)
+        try: again = set() if "parameters" in tags or not declared else _assigned(_top_level(cell_text(cell))) & set(declared)
+        except SyntaxError as e: raise NotebookFailed(f"{name}, cell {number}: SyntaxError: {e.msg}, line {e.lineno}: {(e.text or '').strip()}") from None
         if again: raise NotebookFailed(f"{name}, cell {number}: assigns the parameter {sorted(again)[0]!r} again, so a value given from outside would not count; use another name")
 
 # %% ../../nbs/80_lab/03_runner.ipynb #81435cf7

@@ -103,7 +103,7 @@ class STBlock(nn.Module):
 
 # %% ../../nbs/30_models/05_stgcn.ipynb #2dcc05ec
 def check_sequences(sequence:Tensor, mask:Tensor, layout:Skeleton|str) -> None:
-    "Raise `ValueError` for shapes that are not (B,T,J,3) and (B,T) bool or for a sequence without a frame, `FloatingPointError` for a real frame that is not finite."
+    "Raise `ValueError` for shapes that are not (B,T,J,3) and (B,T) bool, a sequence without a frame, or a real frame that is not finite. More is borne than `windows.check_batch` bears: gaps in the mask, and anything in the padding."
     s = skeleton(layout)
     if sequence.ndim != 4 or sequence.shape[2:] != (len(s), 3):
         raise ValueError(f"sequence must be (B, T, {len(s)}, 3) metres of {s.name}, got {tuple(sequence.shape)}; convert the layout with hclab.core.skeleton.convert first")
@@ -114,7 +114,7 @@ def check_sequences(sequence:Tensor, mask:Tensor, layout:Skeleton|str) -> None:
         raise ValueError(f"sequence {row} of {len(mask)} has no real frame; leave it out of the batch")
     if not torch.where(mask[..., None, None], sequence, 0).isfinite().all():
         b, t, j, _ = (~sequence.isfinite() & mask[..., None, None]).nonzero()[0].tolist()
-        raise FloatingPointError(f"sequence {b}, frame {t}: {s.names[j]} is not finite; fill the gap, or mask the frame")
+        raise ValueError(f"sequence {b}, frame {t}: {s.names[j]} is not finite; fill the gap, or mask the frame")
 
 # %% ../../nbs/30_models/05_stgcn.ipynb #108ba31f
 class STGCN(nn.Module):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from hclab.core.config import ConfigError
 from hclab.core.io import read_json, write_json
 from hclab.lab.arms import Arm, ExampleConfig, _command, find, folder_name, run_arm, run_arms
 from hclab.lab.notebooks import stale_outputs, write_notebook
@@ -34,10 +35,16 @@ def failure(path: Path, given: dict | None = None, **limits) -> str:
     (("1", "import os as seed"), {"seed": 1}, ["cell 2", "'seed' again"]),
     (("def seed(): pass",), {"seed": 1}, ["cell 1", "'seed' again"]),
     (("%%bash\necho hello", "seed = 2"), {"seed": 1}, ["cell 2", "'seed' again"]),
+    (("1", "def f(:\n    pass"), {"seed": 1}, ["toy, cell 2: SyntaxError", "line 1: def f(:"]),
+    (("(1\n", "2"), {}, ["toy, cell 1: SyntaxError"]),
 ])
 def test_f21_parameters_that_would_not_count(tmp_path, sources, given, expected):
     message = failure(notebook(tmp_path, *sources, parameters="seed = 0"), given)
     assert all(part in message for part in expected), message
+
+
+def test_f21_parameters_that_cannot_be_read(tmp_path):
+    with pytest.raises(ConfigError, match="parameters cell cannot be read, line 2: .*seed = = 3"): run_notebook(notebook(tmp_path, "1", parameters="profile = 'cpu'\nseed = = 3"), tmp_path/"out.ipynb")
 
 
 def test_f21_the_cell_is_that_of_the_source_also_with_parameters(tmp_path):
