@@ -8,7 +8,7 @@ __all__ = ['app', 'data_app', 'WrongWords', 'DRAWN_SETS', 'PREDICT', 'Usage', 'e
            'data_rm', 'data_show', 'baseline', 'predict', 'site']
 
 # %% ../../nbs/80_lab/11_cli.ipynb #54d19e15
-import sys
+import math, sys
 from pathlib import Path
 from typing import Annotated
 
@@ -325,6 +325,7 @@ def _predict_photo(file:Path, out:Path, box:str|None, checkpoint:Path|None) -> N
     try: corners = None if box is None else tuple(float(v) for v in box.split(","))
     except ValueError as e: raise Usage(f"--box {box}: give x1,y1,x2,y2") from e
     if corners and len(corners) != 4: raise Usage(f"--box {box}: {len(corners)} numbers; give x1,y1,x2,y2")
+    if corners and not all(map(math.isfinite, corners)): raise Usage(f"--box {box}: not all of them are finite; give x1,y1,x2,y2 in pixels")
     found, picture, numbers = predict_photo(file, out, pose_network(checkpoint or POSE_NETWORK), corners)
     print(f"{file.name}: mean height of the peaks {float(found.confidence.mean()):.2f}, which is no probability; the network has learnt on drawn people, one to a picture")
     print(f"picture: {picture}\nnumbers: {numbers}  (hclab predict --task lift3d takes them)")
