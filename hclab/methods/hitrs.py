@@ -173,7 +173,7 @@ class PretextConfig(Config):
     rate_end: float = 0.005          # faithful: 2e-6 of 4e-4 in the code
     loop: LoopConfig = LoopConfig(steps=30_000, batch=256, lr=4e-4, clip_norm=1.0)
     profiles = dict(smoke=dict(model=HiTRSConfig.for_profile("smoke"), warmup=10, loop=LoopConfig(steps=60, batch=16, lr=4e-3, clip_norm=1.0, log_every=20, save_every=1000, device="cpu")),
-                    cpu=dict(model=HiTRSConfig.for_profile("cpu"), warmup=40, loop=LoopConfig(steps=400, batch=24, lr=2e-3, clip_norm=1.0, log_every=50, save_every=200, device="cpu")),
+                    cpu=dict(model=HiTRSConfig.for_profile("cpu"), asked=4, moves=0.01, weights=(1.0, 2.0, 1.0, 0.1), warmup=40, loop=LoopConfig(steps=400, batch=24, lr=5e-3, clip_norm=1.0, log_every=50, save_every=200, device="cpu")),
                     gpu=dict(loop=LoopConfig(steps=6000, batch=256, lr=4e-4, clip_norm=1.0, log_every=200, save_every=1000, precision="bfloat16")))
 
     def __post_init__(self):
