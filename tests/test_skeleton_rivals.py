@@ -7,7 +7,7 @@ import torch
 from hclab.core.config import ConfigError
 from hclab.methods.baselines.crossclr import CrosSCLRConfig
 from hclab.methods.baselines.mcc import MCCConfig
-from hclab.methods.baselines.skeleton_rivals import (CrosSCLRArm, MCCArm, Prepared, RivalAction, RivalFrames, RivalNet, RivalPrediction, crossclr_arm, drawn_batches, mcc_arm, rival_action_arm,
+from hclab.lab.skeleton_rivals import (CrosSCLRArm, MCCArm, Prepared, RivalAction, RivalFrames, RivalNet, RivalPrediction, crossclr_arm, drawn_batches, mcc_arm, rival_action_arm,
                                                      rival_encoder, rival_frames_arm, rival_prediction_arm)
 from hclab.models.stgcn import STGCN, STGCNShape
 from hclab.tasks.action import ActionConfig
