@@ -52,6 +52,7 @@ def test_arms_hand_weights_over(tmp_path):
     joint, motion, later = rival_encoder(NET, "joint", {"a": space}), rival_encoder(NET, "motion", {"a": space}), rival_encoder(NET, "motion", {"b": time})
     assert same(joint, rival_encoder(NET, "joint", {"a": space})) and not same(joint, motion) and not same(motion, later)
     with pytest.raises(ConfigError, match="for the bone stream.*Pre-train that stream"): rival_encoder(NET, "bone", {"a": space})
+    with pytest.raises(ConfigError, match="for the joint stream.*MCC's is the motion stream"): rival_encoder(NET, "joint", {"b": time})
     with pytest.raises(ConfigError, match="missing or of another shape"): rival_encoder(replace(NET, shape=replace(TINY, channels=(6, 9))), "joint", {"a": space})
     with pytest.raises(ConfigError, match="one pre-training"): rival_encoder(NET, "joint", {"a": space, "b": time})
     one = RivalAction(NET, ActionConfig.for_profile("smoke", data=DATA, protocol="linear", streams=("joint", "motion")))

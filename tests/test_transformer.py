@@ -104,3 +104,17 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="even number"): waves(4, 5)
     with pytest.raises(ValueError, match="multiple of 4"): waves_2d(4, 4, 6)
     with pytest.raises(ValueError, match="no sequence"): check_batch(torch.zeros(0, 5, 25, 3), torch.zeros(0, 5, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("mask", [None, "all", "each"])
+def test_the_last_token_costs_one_and_says_the_same(mask):
+    draw = torch.Generator().manual_seed(5)
+    stack = Encoder(16, 24, layers=3, heads=2, head=8).double()
+    x = torch.randn(3, 6, 16, generator=draw, dtype=torch.double, requires_grad=True)
+    allowed = {None: None, "all": torch.rand(6, 6, generator=draw) > .4, "each": torch.rand(3, 1, 1, 6, generator=draw) > .4}[mask]
+    if allowed is not None: allowed[..., -1] = True
+    whole, last = stack(x, allowed)[:, -1], stack.last(x, allowed)
+    assert last.shape == (3, 16) and torch.allclose(whole, last, atol=1e-12)
+    wanted = list(stack.parameters())
+    for one, other in zip(torch.autograd.grad(whole.square().sum(), [x, *wanted]), torch.autograd.grad(last.square().sum(), [x, *wanted]), strict=True): assert torch.allclose(one, other, atol=1e-10)
+    assert torch.allclose(stack.last(x, allowed, fused=False), last, atol=1e-12)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.config import Config, ConfigError, did_you_mean
+from ..core.config import Config, ConfigError, did_you_mean, each_profile
 from ..core.skeleton import skeleton
 from ..data.sequence_views import STREAMS, SequenceAugment, augment, mask_joints, stream
 from ..models.transformer import Encoder, waves, waves_2d
@@ -43,7 +43,7 @@ class HiTRSConfig(Config):
     dropout: float = 0.2
     windows: Windows = Windows()  # of clips in a video
     most: int = 200               # clips of a video, at most
-    profiles = dict(smoke=dict(width=16, heads=2, head=16, layers=1, dropout=0.0), cpu=dict(width=32, heads=4, head=16, layers=2, dropout=0.0), gpu={})
+    profiles = dict(smoke=dict(width=16, heads=2, head=16, layers=1, dropout=0.0), cpu=dict(width=24, heads=3, head=16, layers=2, dropout=0.0), gpu={})
 
     def __post_init__(self):
         if self.width % 2 or min(self.width, self.heads, self.head, self.layers, self.most) < 1: raise ConfigError(f"width={self.width}, heads={self.heads}, head={self.head}, layers={self.layers}, most={self.most}: all positive, and an even width (positions are pairs of waves)")
@@ -84,7 +84,7 @@ class ClipLevel(nn.Module):
         x = (self.into(features) + self.place).flatten(1, 2)
         return torch.cat([x, self.token.expand(len(x), 1, -1)], 1)
 
-    def forward(self, features:Tensor, fused:bool=True) -> Tensor: return self.mix(self.tokens(features), self.allowed, fused)[:, -1]
+    def forward(self, features:Tensor, fused:bool=True) -> Tensor: return self.mix.last(self.tokens(features), self.allowed, fused)
 
 # %% ../../nbs/60_methods/03_hitrs.ipynb #ec979843
 class VideoLevel(nn.Module):
@@ -101,7 +101,7 @@ class VideoLevel(nn.Module):
         if clips.shape[1] > len(self.place): raise ValueError(f"{clips.shape[1]} clips, the network has places for {len(self.place)}; cut the video, or take a larger stride or HiTRSConfig.most")
         x = self.into(clips) + self.place[:clips.shape[1]]
         x = torch.cat([x, self.token.expand(len(x), 1, -1)], 1)
-        return self.mix(x, F.pad(own, (0, 1), value=True)[:, None, None])[:, -1]
+        return self.mix.last(x, F.pad(own, (0, 1), value=True)[:, None, None])
 
 # %% ../../nbs/60_methods/03_hitrs.ipynb #b89875c5
 @dataclass
@@ -338,7 +338,7 @@ class PretextArm(Config):
     "A pre-training on drawn or recorded people, without labels."
     data: SkeletonDataConfig = SkeletonDataConfig()
     pretext: PretextConfig = PretextConfig()
-    profiles = {p: dict(data=SkeletonDataConfig.for_profile(p), pretext=PretextConfig.for_profile(p)) for p in ("smoke", "cpu", "gpu")}
+    profiles = each_profile(data=SkeletonDataConfig, pretext=PretextConfig)
 
 # %% ../../nbs/60_methods/03_hitrs.ipynb #658ed9f3
 def pretext_arm(config:PretextArm, seed:int, folder:Path|None=None) -> dict:
@@ -356,7 +356,7 @@ class HiTRSAction(Config):
     "Recognition with Hi-TRS, pre-trained where the arm has needs."
     model: HiTRSConfig = HiTRSConfig()
     action: ActionConfig = ActionConfig()
-    profiles = {p: dict(model=HiTRSConfig.for_profile(p), action=ActionConfig.for_profile(p)) for p in ("smoke", "cpu", "gpu")}
+    profiles = each_profile(model=HiTRSConfig, action=ActionConfig)
 
 # %% ../../nbs/60_methods/03_hitrs.ipynb #193b12c5
 def encoder_of(config:HiTRSConfig, folder:Path|None=None) -> HiTRS:
@@ -385,7 +385,7 @@ class HiTRSFrames(Config):
     "Labelling the frames of streams with the two lower levels of Hi-TRS."
     model: HiTRSConfig = HiTRSConfig()
     frames: FrameConfig = FrameConfig()
-    profiles = {p: dict(model=HiTRSConfig.for_profile(p), frames=FrameConfig.for_profile(p)) for p in ("smoke", "cpu", "gpu")}
+    profiles = each_profile(model=HiTRSConfig, frames=FrameConfig)
 
 # %% ../../nbs/60_methods/03_hitrs.ipynb #3ffb1401
 def frames_arm(config:HiTRSFrames, seed:int, folder:Path|None=None, before:dict[str, Path]|None=None) -> dict:
@@ -401,7 +401,7 @@ class HiTRSPrediction(Config):
     "Predicting motion with Hi-TRS and a recurrent decoder."
     model: HiTRSConfig = HiTRSConfig()
     task: PredictionTask = PredictionTask()
-    profiles = {p: dict(model=HiTRSConfig.for_profile(p), task=PredictionTask.for_profile(p)) for p in ("smoke", "cpu", "gpu")}
+    profiles = each_profile(model=HiTRSConfig, task=PredictionTask)
 
 # %% ../../nbs/60_methods/03_hitrs.ipynb #4504d0ea
 def prediction_arm(config:HiTRSPrediction, seed:int, folder:Path|None=None, before:dict[str, Path]|None=None) -> dict:

@@ -45,12 +45,19 @@ class SelfAttention(nn.Module):
         B, T, _ = x.shape
         return self.ask(x).view(B, T, 3, self.heads, self.head).permute(2, 0, 3, 1, 4).unbind(0)
 
-    def forward(self, x:Tensor, allowed:Tensor|None=None, fused:bool=True) -> Tensor:
-        return self.say(attend(*self.split(x), allowed, fused).transpose(1, 2).flatten(2))
+    def split_last(self, x:Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        "The query of the last token (B,heads,1,head), and the keys and values of all."
+        B, T, _ = x.shape
+        queries, others = self.ask.weight.split([self.heads*self.head, 2*self.heads*self.head])
+        keys, values = F.linear(x, others).view(B, T, 2, self.heads, self.head).permute(2, 0, 3, 1, 4).unbind(0)
+        return F.linear(x[:, -1:], queries).view(B, 1, self.heads, self.head).transpose(1, 2), keys, values
+
+    def forward(self, x:Tensor, allowed:Tensor|None=None, fused:bool=True, last:bool=False) -> Tensor:
+        return self.say(attend(*(self.split_last(x) if last else self.split(x)), allowed, fused).transpose(1, 2).flatten(2))
 
 # %% ../../nbs/30_models/04_transformer.ipynb #9bc16a85
 class EncoderLayer(nn.Module):
-    "Pre-norm layer (B,T,width) -> (B,T,width)."
+    "Pre-norm layer (B,T,width) -> (B,T,width), or (B,1,width), with `last`: what it says of the last token, at the price of one."
     def __init__(self, width:int, hidden:int, heads:int=8, head:int=64, dropout:float=0.0):
         super().__init__()
         self.before_looking, self.before_thinking = nn.LayerNorm(width), nn.LayerNorm(width)
@@ -58,13 +65,15 @@ class EncoderLayer(nn.Module):
         self.think = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x:Tensor, allowed:Tensor|None=None, fused:bool=True) -> Tensor:
-        x = x + self.dropout(self.look(self.before_looking(x), allowed, fused))
+    def forward(self, x:Tensor, allowed:Tensor|None=None, fused:bool=True, last:bool=False) -> Tensor:
+        if last and allowed is not None: allowed = allowed[..., -1:, :]
+        said = self.look(self.before_looking(x), allowed, fused, last)
+        x = (x[:, -1:] if last else x) + self.dropout(said)
         return x + self.dropout(self.think(self.before_thinking(x)))
 
-# %% ../../nbs/30_models/04_transformer.ipynb #6e17e46a
+# %% ../../nbs/30_models/04_transformer.ipynb #7e283268
 class Encoder(nn.Module):
-    "Layers one after the other, (B,T,width) -> (B,T,width)."
+    "Layers one after the other, (B,T,width) -> (B,T,width), or the last token (B,width)."
     def __init__(self, width:int, hidden:int, layers:int=3, heads:int=8, head:int=64, dropout:float=0.0):
         super().__init__()
         self.layers = nn.ModuleList(EncoderLayer(width, hidden, heads, head, dropout) for _ in range(layers))
@@ -72,6 +81,11 @@ class Encoder(nn.Module):
     def forward(self, x:Tensor, allowed:Tensor|None=None, fused:bool=True) -> Tensor:
         for layer in self.layers: x = layer(x, allowed, fused)
         return x
+
+    def last(self, x:Tensor, allowed:Tensor|None=None, fused:bool=True) -> Tensor:
+        "What `forward` says of the last token, (B,width)."
+        for layer in self.layers[:-1]: x = layer(x, allowed, fused)
+        return self.layers[-1](x, allowed, fused, last=True)[:, 0]
 
     def attention(self, x:Tensor, allowed:Tensor|None=None) -> list[Tensor]:
         "The weights (B,heads,T,T) of each layer."

@@ -10,7 +10,7 @@ __all__ = ['STAYING', 'STREAMS_OF', 'CLIP', 'StreamConfig', 'Streams', 'occurrin
 # %% ../../nbs/50_tasks/07_frame_labels.ipynb #e3c4ec1f
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,11 @@ class Streams:
     fps: float
 
     def __len__(self) -> int: return len(self.sequences)
+
+    @cached_property
+    def joined(self) -> tuple[Tensor, Tensor, Tensor]:
+        "All sequences one after the other (N,J,3), their labels (N,), and where each begins, with N at the end."
+        return torch.cat(self.sequences), torch.cat(self.labels), torch.tensor([0, *map(len, self.labels)]).cumsum(0)
 
     def truths(self) -> list[Proposal]:
         "All segments."
@@ -163,7 +168,7 @@ class FrameConfig(Config):
     share: float = 1.0               # of the training streams that have labels
     augment: SequenceAugment = SequenceAugment(temporal=("interpolate",))     # a clip keeps its frames
     weight_decay: float = 0.01
-    post: tuple = (5, 9, 15)         # frames of smoothing that validation may choose; segments have half of it at least
+    post: tuple = (5, 9, 15, 25)     # frames of smoothing that validation may choose; segments have half of it at least
     loop: LoopConfig = LoopConfig(steps=100_000, batch=256, lr=4e-4, clip_norm=1.0)     # about 5 epochs of PKU-MMD's frames
     profiles = dict(smoke=dict(streams=StreamConfig.for_profile("smoke"), dilate=2, loop=LoopConfig(steps=120, batch=32, lr=4e-3, clip_norm=1.0, log_every=40, save_every=1000, device="cpu")),
                     cpu=dict(streams=StreamConfig.for_profile("cpu"), dilate=2, loop=LoopConfig(steps=500, batch=96, lr=2e-3, clip_norm=1.0, log_every=100, save_every=250, device="cpu")),
@@ -188,12 +193,12 @@ class FrameRecogniser(nn.Module):
 def frame_batch(data:Streams, number:int, config:FrameConfig, seed:int=0) -> dict[str, Tensor]:
     "Batch `number`: clips (N,7,J,3) from anywhere, and `labels` (N,)."
     g = torch.Generator().manual_seed(seed*1_000_003 + number)
-    ends = torch.tensor([0, *(len(l) for l in data.labels)]).cumsum(0)
+    sequence, labels, ends = data.joined
     at = torch.randint(int(ends[-1]), (config.loop.batch,), generator=g)
     which = torch.searchsorted(ends, at, right=True)
-    clips = clips_about(torch.cat(data.sequences), at, config.dilate, data.layout, (ends[which - 1], ends[which] - 1))
+    clips = clips_about(sequence, at, config.dilate, data.layout, (ends[which - 1], ends[which] - 1))
     clips, _ = augment(clips, torch.ones(clips.shape[:2], dtype=torch.bool), config.augment, g)
-    return {"clips": clips, "labels": torch.cat(data.labels)[at]}
+    return {"clips": clips, "labels": labels[at]}
 
 # %% ../../nbs/50_tasks/07_frame_labels.ipynb #7ecf35fb
 def frame_loss(model:FrameRecogniser, batch:dict[str, Tensor]) -> dict[str, Tensor]:
@@ -215,7 +220,8 @@ def segments(said:list[Tensor], data:Streams, smooth:int) -> list[Proposal]:
 # %% ../../nbs/50_tasks/07_frame_labels.ipynb #60fe72cd
 def frame_accuracy(said:list[Tensor], data:Streams) -> float:
     "Per cent of frames whose class is right, the mean over background and actions that occur: background alone scores little."
-    right, labels = torch.cat([p.argmax(1) for p in said]) == torch.cat(data.labels), torch.cat(data.labels)
+    labels = data.joined[1]
+    right = torch.cat([p.argmax(1) for p in said]) == labels
     return float(torch.stack([right[labels == k].float().mean() for k in labels.unique()]).mean()*100)
 
 def few_streams(data:Streams, share:float, seed:int=0) -> Streams:

@@ -178,7 +178,13 @@ def wait_for_text(locator, text, seconds=20):
     from playwright.sync_api import expect
     expect(locator).to_be_visible(timeout=1000*seconds)
     expect(locator).to_contain_text(text, timeout=1000*seconds)
-    return locator.inner_text()
+    found = [""]
+    def held():  # a widget that is drawn again is empty for a moment: what is returned must be what was checked
+        found[0] = locator.inner_text()
+        words = " ".join(found[0].split())
+        return text.search(words) if isinstance(text, re.Pattern) else text in words
+    wait_until(locator.page, held, f"a text with {text}", seconds)
+    return found[0]
 
 
 # ------------------------------------------------------------------------------------------------ the notebook

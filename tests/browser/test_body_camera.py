@@ -41,7 +41,7 @@ def test_six_panels_follow_each_control(lab, page):
     looks = [pixels(image) for image in images.all()]
     assert all(share_changed(look, look*0 + 255) > .05 for look in looks) and all(share_changed(looks[0], other) > .2 for other in looks[1:5]), "six different pictures, and none is empty"
 
-    before, words = sources(images), says.inner_text()
+    before, words = sources(images), wait_for_text(says, SHOWN)
     set_slider(page, "azimuth (°)", 140)
     wait_until(page, lambda: all(a != b for a, b in zip(sources(images), before, strict=True)), "all six follow the camera")
     wait_for_text(says, SHOWN)
@@ -64,8 +64,7 @@ def test_six_panels_follow_each_control(lab, page):
     if shots := os.environ.get("HCLAB_SHOTS"): screenshot(page, Path(shots)/"body_camera.png")
 
     app.get_by_role("button", name="another person", exact=True).click()
-    wait_for_text(says, SHOWN)
-    wait_until(page, lambda: says.inner_text().split("(")[0] != words.split("(")[0], "somebody else")
+    wait_until(page, lambda: wait_for_text(says, SHOWN).split("(")[0] != words.split("(")[0], "somebody else")
     app.get_by_role("button", name="show the numbers", exact=True).click()
     wait_for_text(app.locator(".hclab-numbers"), "camera at")
 

@@ -17,11 +17,11 @@ def test_tour_turn_the_camera(lab, page):
     label = page.locator(".widget-html-content", has_text="MPJPE")
     app = page.locator(".jp-OutputArea-output", has=label)
     figure, seen = app.locator(".js-plotly-plot"), app.locator("img")
-    assert wait_for_text(label, LABEL).startswith("camera 60°, frame 20:")
+    before = wait_for_text(label, LABEL)
+    assert before.startswith("camera 60°, frame 20:")
     wait_until(page, lambda: plots(app) and lines(plots(app), "truth"), "the scene is drawn")
     person, input_before, scene = plots(app), seen.get_attribute("src"), pixels(figure)
     assert share_changed(scene, scene*0 + 255) > 0.01, "the scene is empty"
-    before = label.inner_text()
 
     set_slider(page, "camera (°)", 120)
     after = wait_for_text(label, "camera 120°, frame 20")

@@ -51,8 +51,7 @@ def test_mixer_follows_the_hand_and_joins(lab, page):
     press("add the cut")
     wait_for_text(says, "2 on the track")
     press("join and play")
-    wait_for_text(says, "joined 2: walk + wave by performer 1")
-    frames = int(re.search(r"(\d+) frames", says.inner_text()).group(1))
+    frames = int(re.search(r"(\d+) frames", wait_for_text(says, "joined 2: walk + wave by performer 1")).group(1))
     assert frames > 120, "two clips of 60 frames and a bridge"
     wait_until(page, lambda: cursor(app) > 0.3, "it plays by itself")
 

@@ -43,8 +43,7 @@ def test_a_puzzle_is_played(lab, page):
     assert pictures() == [before[8], before[4], *before[2:4], before[1], *before[5:8], before[0]]
 
     app.get_by_role("button", name="ask it").click()
-    wait_for_text(says, re.compile(r"The network knows \d of 9"))
-    known = int(re.search(r"knows (\d)", says.inner_text())[1])
+    known = int(re.search(r"knows (\d)", wait_for_text(says, re.compile(r"The network knows \d of 9")))[1])
     app.get_by_role("button", name="let it solve").click()
     wait_for_text(says, re.compile(f"{known} of 9 patches at home after 3 moves|Solved"))
     app.get_by_label("mark what is right").check()
