@@ -1,4 +1,5 @@
 "The rules of the house: stamps, sizes, arrows and exports, each on a small tree that breaks it and on the repository itself."
+import ast
 import importlib.util
 import json
 import re
@@ -80,6 +81,31 @@ def test_sizes_of_the_repository():
     print("\n" + nb.size_table(rows))
     too_long = nb.check_sizes(rows)
     assert rows and not too_long, "\n".join(too_long)
+
+
+# ------------------------------------------------------------------------------------------------ what a reader sees
+SHOWN_BY_VALUE = {"show_table", "shape_table", "motion_player", "HTML"}       # a cell shows them only as the value of its last line
+
+
+def unseen(source):
+    "Lines of a cell that make a table or a player and show it to nobody: neither the cell's last expression nor handed on."
+    def makes(node):
+        if isinstance(node, ast.IfExp): return makes(node.body) or makes(node.orelse)
+        return isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in SHOWN_BY_VALUE
+    tree = ast.parse(source)
+    return [source.splitlines()[n.lineno - 1].strip() for n in ast.walk(tree) if isinstance(n, ast.Expr) and makes(n.value) and n is not tree.body[-1]]
+
+
+@pytest.mark.parametrize("source, lines", [("a = 1\nshow_table([a])", 0), ("show_table([1]) if a else None", 0), ("if a:\n    display(show_table([1]))", 0), ("t = show_table([1])\nt", 0),
+                                           ("if a: show_table([1])", 1), ("for x in a:\n    show_table([x])", 1), ("show_table([1])\nprint(2)", 1), ("def f(): tables.show_table([1])\nf()", 1)])
+def test_a_table_that_nobody_sees_is_noticed(source, lines):
+    assert len(unseen(source)) == lines
+
+
+def test_every_table_of_the_repository_is_seen():
+    cells = [(path.stem, nb.cell_text(cell)) for path in nb.find_notebooks(ROOT / "nbs") for cell in nb.code_cells(nb.read_notebook(path))]
+    lost = [f"{name}: {line}" for name, text in cells if not text.lstrip().startswith(("%", "!")) for line in unseen(text)]
+    assert len(cells) > 500 and not lost, "\n".join(lost)
 
 
 # ------------------------------------------------------------------------------------------------ arrows
