@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['STREAMS', 'DIRECTIONS', 'CENTRES', 'NOISE_PER', 'EDGES', 'SPATIAL', 'TEMPORAL', 'SequenceViewError', 'check_sequence',
-           'uniform', 'below', 'take_frames', 'layout_of', 'stream', 'centre', 'turn_shoulders', 'shear', 'rescale',
-           'noise', 'interpolate', 'crop', 'reflect_crop', 'resize_frames', 'SequenceAugment', 'draw_choices',
-           'augment', 'mask_joints']
+           'uniform', 'below', 'take_frames', 'layout_of', 'stream', 'clip_stream', 'centre', 'turn_shoulders', 'shear',
+           'rescale', 'noise', 'interpolate', 'crop', 'reflect_crop', 'resize_frames', 'SequenceAugment',
+           'draw_choices', 'augment', 'mask_joints']
 
 # %% ../../nbs/20_data/05b_sequence_views.ipynb #fb914a32
 from dataclasses import dataclass
@@ -88,6 +88,20 @@ def stream(sequence:Tensor,         # (B,T,J,3) metres
     if kind == "bone": return sequence - sequence[:, :, [j if p < 0 else p for j, p in enumerate(s.parents)]]
     step, still = (sequence[:, 1:] - sequence[:, :-1])*mask[:, 1:, None, None], torch.zeros_like(sequence[:, :1])
     return torch.cat([step, still] if direction == "forward" else [still, step], 1)
+
+# %% ../../nbs/20_data/05b_sequence_views.ipynb #b38d13e9
+def clip_stream(clips:Tensor,            # (N,F,J,3) metres, no padding
+                kind:str,                # one of `STREAMS`
+                layout:Skeleton|str,
+                direction:str="forward", # of motion, as for `stream`
+                dilate:int=1,            # frames of the sequence from one frame of a clip to the next
+               ) -> Tensor:
+    "`stream` of clips (N,F,J,3). Raises `SequenceViewError`, also for motion of a single frame."
+    x = stream(clips, torch.ones(clips.shape[:2], dtype=torch.bool, device=clips.device), kind, layout, direction)
+    if kind != "motion": return x
+    if clips.shape[1] < 2 or dilate < 1: raise SequenceViewError(f"clips of {clips.shape[1]} frame(s), dilate={dilate}: motion needs two frames, at least one frame apart")
+    inner = x[:, :-1] if direction == "forward" else x[:, 1:]
+    return torch.cat([inner, inner[:, -1:]] if direction == "forward" else [inner[:, :1], inner], 1)/dilate
 
 # %% ../../nbs/20_data/05b_sequence_views.ipynb #633391ed
 CENTRES = ("first", "frame", "none")

@@ -23,8 +23,7 @@ from ..data.splits import PARTS, by_performer
 from .arms import Arm, run_arms
 from .data import read_amc
 from .predict import ASSETS, PredictError, from_arm, keep_network, read_motion, write_pair
-from ..methods.hitrs import HiTRSConfig, HiTRSFrames, encoder_of
-from ..tasks.action import streamed
+from ..methods.hitrs import HiTRSConfig, HiTRSFrames, encoder_of, shown
 from ..tasks.action_detection import Proposal, timeline_row
 from ..tasks.frame_labels import CLIP, FrameConfig, FrameRecogniser, StreamConfig, Streams, composed, label_frames, occurring, seen_by_kinect, segments, train_frames
 from ..train.loop import load_model
@@ -81,10 +80,10 @@ DETECTOR = ASSETS/"detect-actions.safetensors"
 DETECTED = ("balance", "bow", "clap", "jump", "jumping_jack", "kick", "pick_up", "punch", "run", "sit_down", "squat", "throw", "turn_around", "walk", "wave")
 
 def detector_config() -> HiTRSFrames:
-    "The settings of the detector of the package: Hi-TRS at the cpu profile on sixteen joints, twice the steps, actions of the whole body."
+    "The settings of the detector of the package: Hi-TRS, 32 wide, on sixteen joints; the cpu profile's training, twice the steps, actions of the whole body."
     frames = FrameConfig.for_profile("cpu")
     streams = StreamConfig.for_profile("cpu", layout=LAYOUT, actions=DETECTED, each=4, length=6)
-    return HiTRSFrames(HiTRSConfig.for_profile("cpu", layout=LAYOUT), replace(frames, streams=streams, loop=replace(frames.loop, steps=1000, log_every=500, save_every=500)))
+    return HiTRSFrames(HiTRSConfig.for_profile("cpu", layout=LAYOUT, width=32, heads=4), replace(frames, streams=streams, loop=replace(frames.loop, steps=1000, log_every=500, save_every=500)))
 
 def build_detector(config:HiTRSFrames) -> nn.Module:
     "An untrained detector, with its `config`, the names of its `classes`, background first, and an empty `provenance`."
@@ -102,7 +101,7 @@ def detector(path:Path|str=DETECTOR) -> nn.Module:
 # %% ../../nbs/80_lab/09f_annotate.ipynb #23f762db
 def detector_arm(config:HiTRSFrames, seed:int, folder:Path|None=None) -> dict:
     "Train a detector on drawn streams of both `KINDS` and score it on performers that it has not seen, see `tasks.frame_labels.train_frames`."
-    result = train_frames(lambda kind: streamed(encoder_of(config.model), kind, config.model.layout), config.frames, seed, folder, {part: drawn_streams(config.frames.streams, part) for part in PARTS})
+    result = train_frames(lambda kind: shown(encoder_of(config.model), kind, config.frames.dilate), config.frames, seed, folder, {part: drawn_streams(config.frames.streams, part) for part in PARTS})
     result.pop("models")
     return result
 

@@ -9,7 +9,7 @@ __all__ = ['RivalNet', 'Prepared', 'prepared', 'CrosSCLRArm', 'MCCArm', 'drawn_b
 
 # %% ../../nbs/80_lab/09g_skeleton_rivals.ipynb #8699c7d6
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..core.config import Config, ConfigError, each_profile
 from ..core.skeleton import skeleton
-from ..data.sequence_views import shear, stream
+from ..data.sequence_views import clip_stream, shear, stream
 from ..methods.baselines import crossclr, mcc
 from ..methods.baselines.crossclr import CrosSCLRConfig, prepare, two_views
 from ..methods.baselines.mcc import MCCConfig
@@ -44,21 +44,19 @@ class RivalNet(Config):
 
 # %% ../../nbs/80_lab/09g_skeleton_rivals.ipynb #1702670b
 class Prepared(nn.Module):
-    "An ST-GCN that takes joints as they are: sequences (B,T,J,3) with `mask` (B,T), or clips (N,F,J,3), metres with z up -> (B,width). It is shown them prepared, as one of the streams."
-    def __init__(self, encoder:STGCN, config:RivalNet, kind:str="joint"):
+    "An ST-GCN that takes joints as they are: sequences (B,T,J,3) with `mask` (B,T), or clips (N,F,J,3) cut every `dilate` frames, metres with z up -> (B,width). It is shown them prepared, as one of the streams."
+    def __init__(self, encoder:STGCN, config:RivalNet, kind:str="joint", dilate:int=1):
         super().__init__()
-        self.encoder, self.config, self.kind, self.width, self.frame_width = encoder, config, kind, encoder.width, encoder.width
+        self.encoder, self.config, self.kind, self.dilate, self.width, self.frame_width = encoder, config, kind, dilate, encoder.width, encoder.width
 
-    def look(self, sequence:Tensor, mask:Tensor, frames:int) -> tuple[Tensor, Tensor]:
-        "Prepared, as the stream, and the mask of that."
-        x, there = prepare(sequence, mask, self.config.layout, frames, "z", self.config.turn)
-        return stream(x, there, self.kind, self.config.layout), there
-
-    def forward(self, sequence:Tensor, mask:Tensor) -> Tensor: return self.encoder(*self.look(sequence, mask, self.config.frames))
+    def forward(self, sequence:Tensor, mask:Tensor) -> Tensor:
+        x, there = prepare(sequence, mask, self.config.layout, self.config.frames, "z", self.config.turn)
+        return self.encoder(stream(x, there, self.kind, self.config.layout), there)
 
     def of_clips(self, clips:Tensor) -> Tensor:
         every = torch.ones(clips.shape[:2], dtype=torch.bool, device=clips.device)
-        return self.encoder(*self.look(clips, every, clips.shape[1]))
+        x, there = prepare(clips, every, self.config.layout, clips.shape[1], "z", self.config.turn)
+        return self.encoder(clip_stream(x, self.kind, self.config.layout, dilate=self.dilate), there)
 
 # %% ../../nbs/80_lab/09g_skeleton_rivals.ipynb #69f5bbaa
 def prepared(data:SkeletonSet, config:RivalNet) -> tuple[Tensor, Tensor]:
@@ -154,19 +152,19 @@ class RivalFrames(Config):
 
 def rival_frames_arm(config:RivalFrames, seed:int, folder:Path|None=None, before:dict[str, Path]|None=None) -> dict:
     "Detect actions, see `tasks.frame_labels.train_frames`."
-    result = train_frames(lambda kind: Prepared(rival_encoder(config.net, kind, before), config.net, kind), config.frames, seed, folder)
+    result = train_frames(lambda kind: Prepared(rival_encoder(config.net, kind, before), config.net, kind, config.frames.dilate), config.frames, seed, folder)
     result.pop("models")
     return result
 
 # %% ../../nbs/80_lab/09g_skeleton_rivals.ipynb #224ec03b
 @dataclass(frozen=True)
 class RivalPrediction(Config):
-    "Prediction with an ST-GCN and a recurrent decoder; what is seen is not prepared."
+    "Prediction with an ST-GCN and a recurrent decoder. What is seen is prepared but not turned: the answer is asked for in the directions of the room."
     net: RivalNet = RivalNet()
-    kind: str = "joint"          # stream whose weights are taken
+    kind: str = "joint"          # stream that it is shown, and whose weights are taken
     task: PredictionTask = PredictionTask()
     profiles = each_profile(net=RivalNet, task=PredictionTask)
 
 def rival_prediction_arm(config:RivalPrediction, seed:int, folder:Path|None=None, before:dict[str, Path]|None=None) -> dict:
     "Predict, see `tasks.motion_prediction.train_prediction`."
-    return train_prediction(lambda: rival_encoder(config.net, config.kind, before), config.task, seed, folder)
+    return train_prediction(lambda: Prepared(rival_encoder(config.net, config.kind, before), replace(config.net, turn=False), config.kind), config.task, seed, folder)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ..core.config import Config, ConfigError, did_you_mean
 from ..core.metrics import MetricResult
-from ..data.sequence_views import STREAMS, SequenceAugment, augment, stream
+from ..data.sequence_views import STREAMS, SequenceAugment, augment, clip_stream, stream
 from .skeleton_data import SkeletonDataConfig, SkeletonSet, few, make_parts
 from ..train.loop import LoopConfig, evaluating, fit, seeded
 from ..train.probes import knn_votes
@@ -37,8 +37,9 @@ class Recogniser(nn.Module):
 
 # %% ../../nbs/50_tasks/06_action.ipynb #1b0c3794
 def embed(encoder:nn.Module, sequences:Tensor, mask:Tensor) -> Tensor:
-    "(B,width): the mean over the people who are there."
+    "(B,width): the mean over the people who are there. Raises `ValueError` for a sample without anybody."
     there = mask.any(2)
+    if not there.any(1).all(): raise ValueError(f"sample {int((~there.any(1)).nonzero()[0])} of {len(there)} shows nobody: leave it out, it has nothing to be told by")
     said = encoder(sequences[there], mask[there])
     whose = there.nonzero()[:, 0]
     return said.new_zeros(len(mask), said.shape[1]).index_add(0, whose, said)/there.sum(1, keepdim=True)
@@ -46,17 +47,21 @@ def embed(encoder:nn.Module, sequences:Tensor, mask:Tensor) -> Tensor:
 # %% ../../nbs/50_tasks/06_action.ipynb #5ceac022
 class Streamed(nn.Module):
     "An encoder that is shown one of the `STREAMS` of the joints that it is given: sequences (B,T,J,3), or clips (N,F,J,3) without padding."
-    def __init__(self, encoder:nn.Module, kind:str, layout:str):
+    def __init__(self, encoder:nn.Module, kind:str, layout:str,
+                 direction:str="forward", # of motion: `data.sequence_views.stream`
+                 dilate:int=1             # frames of the sequence from one of a clip to the next
+                ):
         super().__init__()
-        self.encoder, self.kind, self.layout, self.width, self.frame_width = encoder, kind, layout, encoder.width, getattr(encoder, "frame_width", None)
+        self.encoder, self.kind, self.layout, self.direction, self.dilate = encoder, kind, layout, direction, dilate
+        self.width, self.frame_width = encoder.width, getattr(encoder, "frame_width", None)
 
-    def forward(self, sequence:Tensor, mask:Tensor) -> Tensor: return self.encoder(stream(sequence, mask, self.kind, self.layout), mask)
+    def forward(self, sequence:Tensor, mask:Tensor) -> Tensor: return self.encoder(stream(sequence, mask, self.kind, self.layout, self.direction), mask)
 
-    def of_clips(self, clips:Tensor) -> Tensor: return self.encoder.of_clips(stream(clips, torch.ones_like(clips[:, :, 0, 0], dtype=torch.bool), self.kind, self.layout))
+    def of_clips(self, clips:Tensor) -> Tensor: return self.encoder.of_clips(clip_stream(clips, self.kind, self.layout, self.direction, self.dilate))
 
-def streamed(encoder:nn.Module, kind:str, layout:str) -> nn.Module:
+def streamed(encoder:nn.Module, kind:str, layout:str, direction:str="forward", dilate:int=1) -> nn.Module:
     "The encoder itself for joints, `Streamed` for the others."
-    return encoder if kind == "joint" else Streamed(encoder, kind, layout)
+    return encoder if kind == "joint" else Streamed(encoder, kind, layout, direction, dilate)
 
 # %% ../../nbs/50_tasks/06_action.ipynb #9817f211
 def accuracy(scores:Tensor, labels:Tensor, k:int=1) -> MetricResult:

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['STAYING', 'STREAMS_OF', 'CLIP', 'StreamConfig', 'Streams', 'occurring', 'composed', 'seen_by_kinect', 'drawn_streams',
            'pku_streams', 'make_streams', 'clips_about', 'FrameConfig', 'FrameRecogniser', 'frame_batch', 'frame_loss',
-           'label_frames', 'segments', 'frame_accuracy', 'few_streams', 'fit_frames', 'label_streams', 'train_frames']
+           'label_frames', 'segments', 'frame_accuracy', 'few_streams', 'fit_frames', 'label_streams', 'timeline',
+           'train_frames']
 
 # %% ../../nbs/50_tasks/07_frame_labels.ipynb #e3c4ec1f
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ from ..data.sensor import Noise, SensorError, ntu_cameras, sense
 from ..data.sequence_views import STREAMS, SequenceAugment, augment
 from ..data.sequences import CLASSES, compose
 from ..data.splits import PARTS, by_performer
-from .action_detection import PostConfig, Proposal, detect_scores, f1, proposals, runs
+from .action_detection import PostConfig, Proposal, detect_scores, f1, proposals, runs, timeline_row
 from .skeleton_data import UPRIGHT, even_frames
 from ..train.loop import LoopConfig, evaluating, fit, seeded
 from ..train.schedule import Schedule
@@ -122,7 +123,7 @@ def drawn_streams(config:StreamConfig, part:str) -> Streams:
 
 # %% ../../nbs/50_tasks/07_frame_labels.ipynb #49e9fea9
 def pku_streams(config:StreamConfig, part:str) -> Streams:
-    "PKU-MMD's videos, the first body, cross-view: M and R train (every tenth validates), L tests. Raises `ConfigError` for a folder without videos of the part."
+    "PKU-MMD's videos, the first body, cross-view: M and R train (every tenth validates), L tests. Where that body is not seen, its last pose stays. Raises `ConfigError` for a folder without videos of the part."
     found = []
     folder = Path(config.folder).expanduser()
     for file in sorted(f for f in (folder/"skeleton").glob("*") if f.suffix in (".txt", ".skeleton")):
@@ -134,7 +135,9 @@ def pku_streams(config:StreamConfig, part:str) -> Streams:
         body, keep = sample["body_mask"][0], max(1, round(sample["fps"]/config.fps))
         labels = torch.zeros(len(body), dtype=torch.int64)
         for start, end, action in sample["segments"]: labels[start:end] = action + 1      # 0 is background here
-        found.append(((sample["sequence"][0] @ UPRIGHT.T)[body][::keep], labels[body][::keep], file.stem))
+        if not body.any(): raise ConfigError(f"{file.name} shows no first body in any of its {len(body)} frames; leave the file out")
+        last = torch.where(body, torch.arange(len(body)), int(body.nonzero()[0])).cummax(0).values       # nearest frame before that shows it, else the first
+        found.append(((sample["sequence"][0] @ UPRIGHT.T)[last][::keep], labels[::keep], file.stem))
     if not found: raise ConfigError(f"{config.folder} holds no video of the {part} part; see data_cards/pku_mmd.md")
     return Streams(*zip(*found, strict=True), ("background", *(f"A{k:02d}" for k in range(1, 52))), "NTU25", config.fps)
 
@@ -245,9 +248,15 @@ def label_streams(models:Mapping[str, FrameRecogniser], data:Streams, dilate:int
     return [torch.stack([label_frames(m, x, dilate, data.layout) for m in models.values()]).mean(0) for x in data.sequences]
 
 # %% ../../nbs/50_tasks/07_frame_labels.ipynb #18643b75
+def timeline(found:list[Proposal], data:Streams, row:int) -> dict:
+    "One stream, plain enough for a file and for `viz.timelines.plot_timelines`: its `seconds`, the `classes`, and rows of `true` and `found` segments."
+    own = lambda segments: [p for p in segments if p.video == data.names[row]]
+    return {"seconds": len(data.labels[row])/data.fps, "classes": list(data.classes), "true": timeline_row(own(data.truths()), data.fps, scores=False), "found": timeline_row(own(found), data.fps)}
+
+# %% ../../nbs/50_tasks/07_frame_labels.ipynb #24cdb963
 def train_frames(build:Callable[[str], nn.Module],     # kind of stream -> encoder of clips of joints (`tasks.action.streamed`) with `of_clips` and `frame_width`
                  config:FrameConfig, seed:int=0, folder:Path|None=None, parts:dict[str, Streams]|None=None) -> dict[str, Any]:
-    "Train a detector and score it on test streams: `frame_accuracy`, every number of `detect_scores` as `name: value`, the smoothing that validation chose, and by kind the curves and the models."
+    "Train a detector and score it on test streams: `frame_accuracy`, every number of `detect_scores` as `name: value`, the smoothing that validation chose, the first test stream as a `timeline`, and by kind the curves and the models."
     parts = parts or {part: make_streams(config.streams, part) for part in PARTS}
     train, val, test, models, curves = few_streams(parts["train"], config.share, seed), parts["val"], parts["test"], {}, {}
     for kind in config.kinds:
@@ -258,6 +267,7 @@ def train_frames(build:Callable[[str], nn.Module],     # kind of stream -> encod
     score = {n: f1(segments(said, val, n), val.truths()).value for n in config.post}
     smooth = max(score, key=score.get)
     said = label_streams(models, test, config.dilate)
-    scores = detect_scores(segments(said, test, smooth), test.truths(), len(test.classes) - 1, test.fps, videos=test.names)
+    found = segments(said, test, smooth)
+    scores = detect_scores(found, test.truths(), len(test.classes) - 1, test.fps, videos=test.names)
     return {"test_frames": frame_accuracy(said, test), "val_f1": score[smooth], **{name: r.value for name, r in scores.items()}, "smooth": smooth, "train_streams": len(train),
-            "chance_frames": 100/len(torch.cat(test.labels).unique()), "curves": curves, "models": models}
+            "chance_frames": 100/len(test.joined[1].unique()), "example": timeline(found, test, 0), "curves": curves, "models": models}

@@ -44,6 +44,7 @@ class SkeletonDataConfig(Config):
     longest: int = 100              # frames that are kept of a recording
     severity: float = 1.0           # of the drawn sensor's faults, see `data/sensor`
     layout: str = "NTU25"           # of drawn people; recordings keep their own
+    centred: bool = True            # sequences begin at the origin; False: where they were recorded (Hi-TRS' code)
     folder: str = ""                # of NTU's .skeleton files
     seed: int = 0                   # of the split and of the sensor's faults
     profiles = dict(smoke=dict(actions=("walk", "squat", "wave", "kick", "sit_down", "pick_up"), performers=10, seconds=2.0, fps=10.0), cpu=dict(), gpu=dict(performers=200, takes=2, fps=30.0, seconds=4.0, longest=300))
@@ -88,14 +89,14 @@ class SkeletonSet:
 
 # %% ../../nbs/50_tasks/05_skeleton_data.ipynb #20721cfb
 def gather(found:list,           # (people: list of (T,J,3) tensors in metres, z up, label, performer, camera)
-           classes:tuple, layout:str, fps:float, longest:int=100) -> SkeletonSet:
-    "Sequences as one set: cut to `longest` frames about their middle, moved so that the first person's root begins at the origin. Raises `ConfigError` where there is none."
+           classes:tuple, layout:str, fps:float, longest:int=100, centred:bool=True) -> SkeletonSet:
+    "Sequences as one set: cut to `longest` frames about their middle and, if `centred`, moved so that the first person's root begins at the origin. Raises `ConfigError` where there is none."
     if not found: raise ConfigError("no sequence is left for this part; ask for more performers, or look at what the folder holds")
     root, kept = skeleton(layout).root, []
     for people, *_ in found:
         start = max(0, (max(map(len, people)) - longest)//2)
         cut = [p[start:start + longest] for p in people if len(p) > start]
-        kept.append([p - cut[0][0, root] for p in cut])
+        kept.append([p - cut[0][0, root]*centred for p in cut])
     sequences = torch.zeros(len(found), max(map(len, kept)), max(len(p) for people in kept for p in people), *kept[0][0].shape[1:])
     mask = torch.zeros(sequences.shape[:3], dtype=torch.bool)
     for n, people in enumerate(kept):
@@ -118,7 +119,7 @@ def drawn_set(config:SkeletonDataConfig, part:str) -> SkeletonSet:
     names, people = config.actions or INDOORS, range(config.performers)
     protocol = by_performer(people, config.seed, tuple(range(config.takes))) if config.protocol == "performer" else by_view(people)
     items = usable(make_set(protocol, part, names, config.severity, seed=config.seed, seconds=config.seconds, fps=config.fps, layout=config.layout))
-    return gather([([even_frames(i.track)], i.action, i.performer, i.camera) for i in items], names, config.layout, config.fps, config.longest)
+    return gather([([even_frames(i.track)], i.action, i.performer, i.camera) for i in items], names, config.layout, config.fps, config.longest, config.centred)
 
 # %% ../../nbs/50_tasks/05_skeleton_data.ipynb #b9c8b5b9
 def uiprmd_set(config:SkeletonDataConfig, part:str) -> SkeletonSet:
@@ -127,7 +128,7 @@ def uiprmd_set(config:SkeletonDataConfig, part:str) -> SkeletonSet:
     for r in read_uiprmd_npz(file, subjects=SPLIT[part]):
         joints = resample(right_sided(r), config.fps).joints
         found.append(([joints], int(not r.incorrect) if config.target == "correct" else r.movement - 1, r.subject, 0))
-    return gather(found, ("incorrect", "correct") if config.target == "correct" else tuple(MOVEMENTS), "UIPRMD22", config.fps, config.longest)
+    return gather(found, ("incorrect", "correct") if config.target == "correct" else tuple(MOVEMENTS), "UIPRMD22", config.fps, config.longest, config.centred)
 
 # %% ../../nbs/50_tasks/05_skeleton_data.ipynb #82b1501e
 def ntu_part(name:ntu.NTUName, protocol:str) -> str:
@@ -150,7 +151,7 @@ def ntu_set(config:SkeletonDataConfig, part:str) -> SkeletonSet:
         first = min(start for start, _ in people)
         people = [torch.cat([joints.new_zeros(start - first, *joints.shape[1:]), joints]) for start, joints in people]      # who comes later is at the origin of the sensor until then
         found.append((people, name.action - 1, name.performer, name.camera - 1))
-    return gather(found, tuple(f"A{k:03d}" for k in range(1, 61)), "NTU25", config.fps, config.longest)
+    return gather(found, tuple(f"A{k:03d}" for k in range(1, 61)), "NTU25", config.fps, config.longest, config.centred)
 
 # %% ../../nbs/50_tasks/05_skeleton_data.ipynb #f41936b8
 def make_part(config:SkeletonDataConfig, part:str) -> SkeletonSet:
