@@ -1,4 +1,5 @@
 "Hi-TRS: sizes against the released code, clips and masks against their definition, the three questions, and what is refused."
+import json
 import math
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ from hclab.core.config import ConfigError
 from hclab.core.skeleton import skeleton
 from hclab.data.sequence_views import SequenceAugment, mask_joints
 from hclab.methods.hitrs import (HiTRS, HiTRSAction, HiTRSConfig, HiTRSFrames, HiTRSPrediction, Pretext, PretextArm, PretextConfig, action_arm, answers, clip_answers, clip_mask, draw_swaps, encoder_of, fixed_questions, frame_answers, frames_arm,
-                                 loss, moving_clips, prediction_arm, pretext_arm, pretext_batch, pretext_optimiser, pretrain, usable_sequences, video_answers)
+                                 loss, moving_clips, prediction_arm, pretext_arm, pretext_batch, pretext_optimiser, pretrain, shown, usable_sequences, video_answers)
 from hclab.models.windows import Windows, window_count
 from hclab.tasks.action import ActionConfig, Recogniser
 from hclab.tasks.frame_labels import FrameConfig, StreamConfig
@@ -245,9 +246,13 @@ def test_detection_and_prediction_start_from_a_pre_training(tmp_path):
     quick = LoopConfig(steps=3, batch=8, lr=1e-3, log_every=3, save_every=3, device="cpu")
     result = frames_arm(HiTRSFrames(SMALL, FrameConfig.for_profile("smoke", streams=streams, loop=quick)), 0)
     assert {"mAP_a@0.5", "mAP_v@0.5", "missed", "test_frames", "curves"} <= set(result) and "models" not in result
+    kept = json.loads(json.dumps(result))["example"]
+    assert kept["true"] and all(0 <= start < end <= kept["seconds"] and kept["classes"][label] != "background" for start, end, label, *_ in kept["true"] + kept["found"])
     base = HiTRSPrediction.for_profile("smoke")
     small = replace(base, model=SMALL, task=replace(base.task, data=replace(base.task.data, performers=4, actions=("walk", "wave")), prediction=replace(base.task.prediction, loop=quick)))
-    said = prediction_arm(small, 0)
+    said = json.loads(json.dumps(prediction_arm(small, 0)))
+    true, guess, last = (torch.tensor(said["example"][part]) for part in ("true", "said", "last"))
+    assert true.shape == guess.shape == (small.task.prediction.future, 25, 3) and last.shape == (25, 3) and 0 < (true[0] - last).norm(dim=-1).mean() < .5
     assert said["zero_velocity"] > 0 and set(said["test_by_horizon"]["network"]) == {"200 ms", "400 ms", "600 ms", "all"}
     with pytest.raises(ConfigError, match="give both the same"): replace(small.task, data=replace(small.task.data, fps=12.0))
     with pytest.raises(ConfigError, match="must end in each stream"): frames_arm(HiTRSFrames(SMALL), 0, None, {"a": tmp_path, "b": tmp_path})
@@ -268,3 +273,50 @@ def test_the_same_questions_of_the_same_set():
     assert [len(b["mask"]) for b in fixed_questions(as_set(sequence[:5], mask[:5]), config)] == [5]
     model = Pretext(config).train()
     assert set(answers(model, one)) == {"pose_mm", "mean_pose_mm", "clip_acc", "video_acc", "future_acc"} and model.training
+
+
+def test_a_joint_is_not_told_by_its_own_frame():
+    "Sheet, checklist 3: one layer, seen from joint 11 of frame 3."
+    level, features = HiTRS(SMALL).double().clip, torch.randn(1, 7, 25, 8, dtype=torch.double, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    said = level.mix(level.tokens(features), level.allowed)[0, 3*25 + 11]
+    slope = torch.autograd.grad(said.square().sum(), features)[0][0].abs().sum(-1)
+    assert slope[3, 11] > 0 and slope[3].count_nonzero() == 1 and (slope[torch.arange(7) != 3] > 0).all()
+
+
+def test_an_untrained_network_guesses():
+    "Sheet, checklist 9: order questions between 0.6 and 1.2, the future near ln B, at the paper's size."
+    sequence, mask = drawn((40,)*64)
+    config = PretextConfig(augment=QUIET)
+    with seeded(0): model = Pretext(config).eval()
+    with torch.no_grad(): terms = {k: float(v) for k, v in loss(model, pretext_batch(sequence, mask, config, torch.Generator().manual_seed(0))).items()}
+    assert .6 < terms["clip_order"] < 1.2 and .6 < terms["video_order"] < 1.2 and abs(terms["future"] - math.log(64)) < .25, terms
+
+
+def test_motion_is_that_of_the_released_code_also_in_clips():
+    sequence, mask = drawn((30,))
+    steps = pretext_batch(sequence, mask, PretextConfig(model=SMALL, stream="motion", augment=QUIET), torch.Generator(), changed=False)["target"]
+    assert torch.equal(steps[0, 1:], sequence[0, 1:] - sequence[0, :-1]) and not steps[0, 0].any()
+    even = torch.arange(30.)[None, :, None, None].expand(1, 30, 25, 3)*.02
+    seen = []
+    net = HiTRS(SMALL).eval()
+    net.frame.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    shown(net, "motion", 4).of_clips(even[:, 1:26:4])
+    assert torch.allclose(seen[0], torch.tensor(.02)), "metres a frame of the sequence, at the edges, too"
+
+
+@pytest.mark.parametrize("kind", ["bone", "motion"])
+def test_whether_something_moves_is_asked_of_joints(kind):
+    sequence, mask = drawn((40,)*6)
+    ask = lambda stream: pretext_batch(sequence, mask, PretextConfig(model=SMALL, stream=stream, augment=QUIET, asked=3, moves=.05), torch.Generator().manual_seed(4))["clip"]
+    assert torch.equal(ask(kind), ask("joint"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_that_stands_still_makes_a_loss_no_number(dtype):
+    "F11, F12: people at the origin, a batch of one, the shortest sequence."
+    sequence, mask = torch.zeros(1, 19, 25, 3), torch.ones(1, 19, dtype=torch.bool)
+    model, config = Pretext(PretextConfig(model=SMALL)), PretextConfig(model=SMALL)
+    batch = pretext_batch(sequence, mask, config, torch.Generator().manual_seed(0), changed=False)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32): terms = loss(model, batch)
+    sum(terms.values()).backward()
+    assert all(torch.isfinite(v) for v in terms.values()) and all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)

@@ -57,6 +57,7 @@ def test_two_people_keep_their_sides_and_their_layouts():
     s = scene({"Ann": clip("H36M17"), "Bo": clip("COCO17")})
     assert s.joints.shape == (30, 34, 3) and s.skeleton.names[0] == "Ann hip" and s.skeleton.names[17] == "Bo nose"
     assert [s.skeleton.sides[17 + j] for j in range(17)] == list(skeleton("COCO17").sides)
+    assert scene([clip("NTU25"), clip("NTU25")]).skeleton.root == skeleton("NTU25").root == 20, "a layout whose root is not its first joint"
     assert len(motion_player([clip(), clip()], trails=("left_wrist",)).data) == len(motion_player(clip(), trails=("left_wrist",)).data) + 2   # a trail and a curve more
 
 

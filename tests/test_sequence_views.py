@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hclab.core.config import ConfigError
 from hclab.core.skeleton import skeleton
-from hclab.data.sequence_views import (SPATIAL, STREAMS, TEMPORAL, SequenceAugment, SequenceViewError, augment, below, centre, check_sequence, crop, draw_choices, interpolate, mask_joints, noise, reflect_crop, rescale, resize_frames,
+from hclab.data.sequence_views import (SPATIAL, STREAMS, TEMPORAL, SequenceAugment, SequenceViewError, augment, below, centre, check_sequence, clip_stream, crop, draw_choices, interpolate, mask_joints, noise, reflect_crop, rescale, resize_frames,
                                        shear, stream, turn_shoulders)
 
 NTU = skeleton("NTU25")
@@ -70,6 +70,19 @@ def test_streams_by_loops(layout):
             if t > 0: back[b, t] = x[b, t] - x[b, t - 1]
     assert torch.equal(stream(x, m, "bone", s), bone) and torch.equal(stream(x, m, "motion", layout), ahead) and torch.equal(stream(x, m, "motion", s, "backward"), back)
     assert torch.equal(stream(x, m, "joint", s), x)
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_streams_of_clips_mean_what_those_of_sequences_mean(direction):
+    g = torch.Generator().manual_seed(2)
+    sequence, every = torch.randn(1, 40, 25, 3, generator=g, dtype=torch.double), torch.ones(1, 40, dtype=torch.bool)
+    clip = sequence[:, 5:30:4]
+    assert torch.equal(clip_stream(clip, "bone", "NTU25"), stream(sequence, every, "bone", "NTU25")[:, 5:30:4])
+    inner, edge = (slice(0, 6), 6) if direction == "forward" else (slice(1, 7), 0)
+    moved = clip_stream(clip, "motion", "NTU25", direction, 4)
+    means = torch.stack([stream(sequence, every, "motion", "NTU25")[0, 5 + 4*k:9 + 4*k].mean(0) for k in range(6)])       # of the steps between two frames of the clip
+    assert torch.allclose(moved[0, inner], means) and torch.equal(moved[0, edge], moved[0, edge + (1 if edge == 0 else -1)])
+    with pytest.raises(SequenceViewError, match="two frames"): clip_stream(clip[:, :1], "motion", "NTU25")
 
 
 def test_centring_and_turning_by_loops():

@@ -165,6 +165,18 @@ def test_scores_that_do_not_fit_are_refused():
     assert Recogniser(MeanPose(), 4).classify.weight.shape == (4, 75)
 
 
+def test_a_sample_without_anybody_is_refused():
+    sequences, mask = torch.ones(2, 1, 5, 25, 3), torch.ones(2, 1, 5, dtype=torch.bool)
+    mask[1] = False
+    with pytest.raises(ValueError, match="sample 1 of 2 shows nobody"): embed(MeanPose(), sequences, mask)
+
+
+def test_recorded_places_are_kept_on_demand():
+    line = torch.arange(12.)[:, None, None].expand(12, 25, 3) + 5
+    moved, kept = (gather([([line], 0, 0, 0)], ("a",), "NTU25", 15.0, 100, centred) for centred in (True, False))
+    assert torch.equal(kept.sequences[0, 0], line) and torch.equal(moved.sequences[0, 0], line - 5)
+
+
 def test_streams_of_pku_mmd(tmp_path):
     "Labels count from 1 in the file; 0 is background here. Left tests, video 10 validates."
     for name in ("0002-M", "0002-L", "0010-R"):
@@ -176,6 +188,12 @@ def test_streams_of_pku_mmd(tmp_path):
     train, val, test = (make_streams(config, part) for part in ("train", "val", "test"))
     assert (train.names, val.names, test.names) == (("0002-M",), ("0010-R",), ("0002-L",)) and len(train.classes) == 52 and len(train.labels[0]) == 30
     assert [(p.label, p.start, p.end) for p in train.truths()] == [(1, 3, 10), (51, 15, 25)]
+    lines = (tmp_path/"skeleton"/"0002-M.txt").read_text().splitlines()
+    lost = " ".join(["0.00000"]*150)
+    (tmp_path/"skeleton"/"0002-M.txt").write_text("\n".join([lost]*4 + lines[4:20] + [lost]*20 + lines[40:]))
+    gone = make_streams(config, "train")
+    assert gone.truths() == train.truths() and torch.equal(gone.sequences[0][10:20], gone.sequences[0][10:11].expand(10, -1, -1)) and not torch.equal(gone.sequences[0][9], gone.sequences[0][10]), "the clock goes on where nobody is seen; the last pose stays"
+    assert torch.equal(gone.sequences[0][:2], gone.sequences[0][2:3].expand(2, -1, -1)) and torch.equal(gone.sequences[0][20:], train.sequences[0][20:])
     with pytest.raises(ConfigError, match="every n-th"): StreamConfig(dataset="pkummd", folder="x", fps=20)
     with pytest.raises(ConfigError, match="holds no video"): make_streams(StreamConfig(dataset="pkummd", folder=str(tmp_path/"none")), "train")
 

@@ -97,6 +97,12 @@ def test_one_table_for_a_batch(lengths):
         assert torch.equal(table[:count].clamp(max=n + 11), window_frames(n, Windows()))
 
 
+def test_counts_of_the_released_code():
+    "Sheet, section 1.5."
+    assert [window_count(n, Windows()) for n in (19, 30, 60, 100, 300)] == [3, 5, 9, 15, 43]
+    assert all(window_count(n, Windows(7, 1, d)) == n for n in (30, 100) for d in (2, 4))
+
+
 def test_what_is_refused():
     for wrong in (dict(size=4), dict(size=0), dict(stride=0), dict(dilate=0)):
         with pytest.raises(ConfigError): Windows(**wrong)

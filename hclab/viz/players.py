@@ -51,7 +51,7 @@ def _beside(layouts:dict[str, Skeleton]) -> Skeleton:
         for into, links in ((edges, s.edges), (pairs, s.pairs), (loops, s.loops)): into += [(a + at, b + at) for a, b in links]
         colours += s.colours
         at += len(s)
-    return Skeleton(" and ".join(layouts), tuple(names), tuple(edges), tuple(pairs), 0, None, tuple(colours), tuple(loops))
+    return Skeleton(" and ".join(layouts), tuple(names), tuple(edges), tuple(pairs), next(iter(layouts.values())).root, None, tuple(colours), tuple(loops))
 
 # %% ../../nbs/10_viz/06_players.ipynb #92764691
 def scene(clips) -> Scene:
