@@ -176,3 +176,11 @@ def test_an_animation_and_a_missing_file(net, tmp_path):
     frames[0].save(tmp_path/"a.gif", save_all=True, append_images=frames[1:])
     with pytest.raises(ImageError, match="frames"): find_in_photo(net, tmp_path/"a.gif")
     with pytest.raises(OSError): find_in_photo(net, tmp_path/"nowhere.jpg")
+
+
+@pytest.mark.parametrize("profile", ["gpu", "paper"])
+def test_large_profiles_are_the_papers_network(profile):
+    net = build_network(PoseConfig.for_profile(profile))
+    assert sum(p.numel() for p in net.parameters()) == 31_142_426
+    with torch.no_grad(): maps = net(torch.zeros(1, 3, 368, 368))
+    assert len(maps) == 6 and maps[-1].shape == (1, 15, 46, 46)
