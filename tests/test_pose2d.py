@@ -183,4 +183,4 @@ def test_large_profiles_are_the_papers_network(profile):
     net = build_network(PoseConfig.for_profile(profile))
     assert sum(p.numel() for p in net.parameters()) == 31_142_426
     with torch.no_grad(): maps = net(torch.zeros(1, 3, 368, 368))
-    assert len(maps) == 6 and maps[-1].shape == (1, 15, 46, 46)
+    assert maps.shape == (1, 6, 15, 46, 46)
