@@ -174,12 +174,13 @@ def wait_until(page, condition, what, seconds=20):
 
 
 def wait_for_text(locator, text, seconds=20):
-    "Wait until the element is visible and holds `text` (a string, or a compiled pattern); returns its whole text."
+    "Bring the element into sight, wait until it holds `text` (a string, or a compiled pattern), and return its whole text."
     from playwright.sync_api import expect
     expect(locator).to_be_visible(timeout=1000*seconds)
     expect(locator).to_contain_text(text, timeout=1000*seconds)
     found = [""]
-    def held():  # a widget that is drawn again is empty for a moment: what is returned must be what was checked
+    def held():  # of a cell out of sight the browser draws nothing, and a widget that is drawn again is empty for a moment
+        locator.scroll_into_view_if_needed(timeout=1000*seconds)
         found[0] = locator.inner_text()
         words = " ".join(found[0].split())
         return text.search(words) if isinstance(text, re.Pattern) else text in words
