@@ -179,11 +179,11 @@ def wait_for_text(locator, text, seconds=20):
     expect(locator).to_be_visible(timeout=1000*seconds)
     expect(locator).to_contain_text(text, timeout=1000*seconds)
     found = [""]
-    def held():  # of a cell out of sight the browser draws nothing, and a widget that is drawn again is empty for a moment
-        locator.scroll_into_view_if_needed(timeout=1000*seconds)
+    def held():  # a widget that is drawn again is empty for a moment, and of a cell out of sight the browser draws nothing
         found[0] = locator.inner_text()
         words = " ".join(found[0].split())
-        return text.search(words) if isinstance(text, re.Pattern) else text in words
+        if text.search(words) if isinstance(text, re.Pattern) else text in words: return True
+        locator.evaluate("e => e.scrollIntoView({block: 'center'})")      # at once: an app that plays never stands still
     wait_until(locator.page, held, f"a text with {text}", seconds)
     return found[0]
 
