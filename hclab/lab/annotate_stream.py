@@ -16,7 +16,7 @@ from ..data.motion import Clip
 from ..data.sensor import face
 from ..data.sequences import compose
 from .annotate import FILES, Annotated, annotate, detector
-from .hands import Hands
+from .hands import Hands, live_figure
 from .motion_mixer import SPEEDS, pace, show_frame, show_stage
 from .predict import PredictError
 from ..viz.players import Stage, stage
@@ -66,7 +66,6 @@ class AnnotateStream:
 
     def __init__(self, model:nn.Module|None=None, recordings:dict|None=None):
         import ipywidgets as w
-        import plotly.graph_objects as go
         self.model = model or detector()
         self.recordings, self.said, self._kept = dict(drawn_recordings(self.model) if recordings is None else recordings), {}, TemporaryDirectory(prefix="hclab-streams-")
         if not self.recordings: raise ConfigError("no recordings to begin with; give a dict of names and (path or clip, truth)")
@@ -76,7 +75,7 @@ class AnnotateStream:
                       speed=w.Dropdown(options=list(SPEEDS), value="1", description="speed", tooltip="times life", layout=w.Layout(width="110px"), style={"description_width": "44px"}), now=w.HTML(layout=w.Layout(min_height="34px")), says=w.HTML(layout=w.Layout(min_height="26px")))
         self.hands, first = Hands(self.c["says"]), next(iter(self.recordings))
         self.stage, self.shown = stream_stage(self._ask(first).clip), first
-        self.view, self.clock = go.FigureWidget(self.stage.figure), go.FigureWidget(clock_figure(self.said[first], self.recordings[first][1]))
+        self.view, self.clock = live_figure(self.stage.figure), live_figure(clock_figure(self.said[first], self.recordings[first][1]))
         self.view.update_layout(width=560, margin=dict(t=6, b=6, l=4, r=4))
         c = self.c
         self.widget = w.VBox([w.HBox([c["upload"], c["recording"]]), c["says"], c["now"], self.view, self.clock, w.HBox([c["play"], c["frame"], c["speed"]])])

@@ -14,7 +14,7 @@ import torch
 from ..core.geometry import Camera
 from ..core.skeleton import skeleton
 from ..data.motion import Clip
-from .hands import Hands
+from .hands import Hands, live_figure
 from ..tasks.lift3d import predict3d, score
 from ..tasks.lift_data import LiftDataConfig, make_set
 
@@ -68,9 +68,8 @@ def scene(clip:Clip, frame:int, azimuth:float, model:Callable):
 def turn_camera(clip:Clip, model:Callable, azimuth:int=60, frame:int=0):
     "An ipywidgets app: turn the camera around a clip and lift the pose again. Needs a live kernel."
     import ipywidgets as w
-    import plotly.graph_objects as go
     figure, seen, error = scene(clip, frame, azimuth, model)
-    view = go.FigureWidget(figure)
+    view = live_figure(figure)
     view.update_layout(width=520, height=520, margin=dict(l=0, r=0, t=10, b=0), legend=dict(orientation="h", x=0, y=-0.02, xanchor="left", yanchor="top"))
     picture, label = w.Image(value=seen, format="png", width=380), w.HTML()
     turn = w.IntSlider(azimuth, 0, 355, 5, description="camera (°)", continuous_update=False, layout=w.Layout(width="420px"))

@@ -20,7 +20,7 @@ from ..core.geometry import normalise_screen
 from ..core.skeleton import convert, skeleton
 from ..data.grammar import ACTIONS, generate
 from .apps import BOX, camera_at, to_world
-from .hands import Hands
+from .hands import Hands, live_figure
 from .predict import lifters
 from ..tasks.lift3d import predict3d
 from ..viz.style import BAD, SIDES
@@ -316,11 +316,10 @@ class DragJoint:
 
     def __init__(self, models:dict|None=None, start:Start|None=None):
         import ipywidgets as w
-        import plotly.graph_objects as go
         self.desk = DragDesk(models or {NAMES.get(method, method): network for method, network in lifters().items()}, start or Start())
         self.c, found = _widgets(w, self.desk.start), self.desk.answers()
         self.pad = drag_pad(self.desk.joints2d)
-        self.view = go.FigureWidget(drag_scenes(self.desk, found, self.c["turn"].value))
+        self.view = live_figure(drag_scenes(self.desk, found, self.c["turn"].value))
         c, self.hands = self.c, Hands(self.c["says"])
         left = w.VBox([self.pad, w.HBox([c["limb"], c["reset"]]), *(c[k] for k in ("action", "performer", "moment", "azimuth"))], layout=w.Layout(flex="0 0 auto", width="356px"))
         self.widget = w.VBox([c["says"], w.HBox([left, w.VBox([self.view, w.HBox([c["play"], c["turn"]]), c["table"]])])])

@@ -17,7 +17,7 @@ from ..data.grammar import ACTIONS, Performer, generate
 from ..data.measures import heading
 from ..data.motion import Clip, cut, join, place
 from .data import KEPT, save_motion
-from .hands import Hands
+from .hands import Hands, live_figure
 from ..viz.players import Stage, stage
 
 # %% ../../nbs/80_lab/10b_motion_mixer.ipynb #2b00b3cd
@@ -194,10 +194,9 @@ class MotionMixer:
                  folder:Path|str=".",           # where *save* writes
                 ):
         import ipywidgets as w
-        import plotly.graph_objects as go
         self.desk, self.folder, self._refresh, self._last = Desk(take or Take()), Path(folder), REFRESH, 0.0
         self.stage = on_stage(self.desk.draw())
-        self.view = go.FigureWidget(self.stage.figure)
+        self.view = live_figure(self.stage.figure)
         # with JupyterLab's files open beside it, 1280 pixels leave about 500 for the stage
         small = dict(title=dict(font=dict(size=12)), tickfont=dict(size=11))
         self.view.update_layout(width=500, margin=dict(t=6, b=48, l=4, r=4), title=None, xaxis_domain=[0.33, 0.985], scene=dict(domain=dict(x=[0.1, 1]), xaxis=small, yaxis=small, zaxis=small),
