@@ -63,11 +63,41 @@ def at_rest(self, act:Callable, seconds:float):
 Hands.at_rest = at_rest
 
 # %% ../../nbs/80_lab/09d_hands.ipynb #5f4add1e
+_FIRST_LINES = """
+const said = ["addTraces", "deleteTraces", "moveTraces", "restyle", "relayout", "update", "animate", "removeLayoutProps", "removeTraceProps"].map(what => "_py2js_" + what);
+function plotly(model) {
+    return globalThis.hclabPlotly ??= import(URL.createObjectURL(new Blob([model.get("_plotly")], {type: "text/javascript"})));
+}
+export default () => {
+    let figure = null, kept = [];
+    return {
+        initialize({model}) {
+            for (const name of said) model.on("change:" + name, () => { if (kept && model.get(name) !== null) kept.push([name, model.get(name)]); });
+        },
+        async render(context) {
+            const {model} = context;
+            figure ??= plotly(model).then(module => {
+                const made = module.default(), waiting = kept;
+                kept = null;
+                made.initialize(context);
+                for (const [name, value] of waiting) { model.set(name, null); model.set(name, value); model.set(name, null); }
+                return made;
+            });
+            return (await figure).render(context);
+        },
+    };
+};
+"""
+
+# %% ../../nbs/80_lab/09d_hands.ipynb #b151ab05
 @lru_cache(1)
 def _live() -> type:
     "The class of `live_figure`, made when it is first asked for: scripts without apps need no plotly."
     from plotly.graph_objects import FigureWidget
+    from traitlets import Unicode
     class LiveFigure(FigureWidget):
+        _plotly = Unicode(str(FigureWidget._esm)).tag(sync=True)
+        _esm = _FIRST_LINES
         def __init__(self, figure):
             self._whole = False
             super().__init__(figure)
@@ -78,5 +108,5 @@ def _live() -> type:
     return LiveFigure
 
 def live_figure(figure):     # a plotly `Figure`
-    "A plotly `FigureWidget` that speaks to the browser for the first time when it has its traces and layout."
+    "A plotly `FigureWidget` that a busy browser does not lose: whole when the browser first hears of it, and quickly read."
     return _live()(figure)
