@@ -65,8 +65,9 @@ Hands.at_rest = at_rest
 # %% ../../nbs/80_lab/09d_hands.ipynb #5f4add1e
 _FIRST_LINES = """
 const said = ["addTraces", "deleteTraces", "moveTraces", "restyle", "relayout", "update", "animate", "removeLayoutProps", "removeTraceProps"].map(what => "_py2js_" + what);
-function plotly(model) {
-    return globalThis.hclabPlotly ??= import(URL.createObjectURL(new Blob([model.get("_plotly")], {type: "text/javascript"})));
+function plotly(model) {      // one a version: a page may hold figures of several kernels
+    const text = model.get("_plotly"), read = globalThis.hclabPlotly ??= {};
+    return read[text.length] ??= import(URL.createObjectURL(new Blob([text], {type: "text/javascript"})));
 }
 export default () => {
     let figure = null, kept = [];
