@@ -6,11 +6,11 @@
 __all__ = ['PACKAGES', 'CODE_PATHS', 'ENGINES', 'project_root', 'runs_root', 'Arm', 'parts', 'code_behind', 'key', 'folder_name',
            'run_folder', 'ExampleConfig', 'example_arm', 'git_state', 'hardware', 'provenance', 'prepare', 'ArmsFailed',
            'run_arm', 'Status', 'results_root', 'changed', 'find', 'run_spec', 'progress_of', 'waves', 'run_arms',
-           'tuned', 'publish']
+           'tuned', 'tried_rows', 'publish']
 
 # %% ../../nbs/80_lab/02_arms.ipynb #0c44a750
 import functools, importlib, json, os, platform, shutil, subprocess, sys, time, traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -359,15 +359,27 @@ def run_arms(arms:Sequence[Arm],
     return {(arm.name, arm.seed): find(arm, [root, *folders]) for arm in arms}
 
 # %% ../../nbs/80_lab/02_arms.ipynb #3a3c49b8
-def tuned(candidates:dict[str, Sequence[Arm]], # setting -> arms that differ in what is tuned, all with seed 0
-          measure:str,                         # key of the result, a validation score
-          better:str="lower",                  # "lower" or "higher"
-          **kwargs                             # of `run_arms`
+def tuned(candidates:dict[str, list[Arm]],  # setting -> arms in the order of what is tuned, all with seed 0
+          measure:str,                      # key of the result, a validation score
+          better:str="lower",               # "lower" or "higher"
+          beyond:Callable[[Arm, int], Arm]|None=None, # (the first, -1) or (the last, 1) -> what comes next on that side
+          **kwargs                          # of `run_arms`
          ) -> dict[str, Arm]:
-    "For each setting the candidate with the best validation score."
-    states = run_arms([arm for arms in candidates.values() for arm in arms], **kwargs)
+    "For each setting the candidate with the best validation score. With `beyond`, one more is tried, once, where the first or the last of several is best, and added to `candidates`."
     sign = 1 if better == "lower" else -1
-    return {name: min(arms, key=lambda a: sign*states[a.name, a.seed].row["result"][measure]) for name, arms in candidates.items()}
+    def best(**how) -> dict[str, Arm]:
+        states = run_arms([arm for arms in candidates.values() for arm in arms], **how)
+        return {name: min(arms, key=lambda a: sign*states[a.name, a.seed].row["result"][measure]) for name, arms in candidates.items()}
+    chosen = best(**kwargs)
+    if beyond is None: return chosen
+    for name, arms in candidates.items():
+        if len(arms) > 1 and chosen[name] is arms[0]: arms.insert(0, beyond(arms[0], -1))
+        elif len(arms) > 1 and chosen[name] is arms[-1]: arms.append(beyond(arms[-1], 1))
+    return best(**{**kwargs, "force": False})
+
+def tried_rows(candidates:dict[str, list[Arm]], chosen:dict[str, Arm], setting:Callable[[Arm], float], score:Callable[[Arm], float]) -> list[dict]:
+    "A row for each setting that was `tuned`: what was tried with which score, and what was chosen."
+    return [{"arm": name, "tried: score": ", ".join(f"{setting(a):g}: {score(a):.1f}" for a in arms), "chosen": f"{setting(chosen[name]):g}"} for name, arms in candidates.items()]
 
 # %% ../../nbs/80_lab/02_arms.ipynb #d8a58fd1
 def publish(statuses:Sequence[Status], target:Path) -> list[Path]:
