@@ -367,15 +367,18 @@ def tuned(candidates:dict[str, list[Arm]],  # setting -> arms in the order of wh
          ) -> dict[str, Arm]:
     "For each setting the candidate with the best validation score. With `beyond`, one more is tried, once, where the first or the last of several is best, and added to `candidates`."
     sign = 1 if better == "lower" else -1
-    def best(**how) -> dict[str, Arm]:
+    def best(how:dict) -> dict[str, Arm]:
         states = run_arms([arm for arms in candidates.values() for arm in arms], **how)
         return {name: min(arms, key=lambda a: sign*states[a.name, a.seed].row["result"][measure]) for name, arms in candidates.items()}
-    chosen = best(**kwargs)
-    if beyond is None: return chosen
-    for name, arms in candidates.items():
-        if len(arms) > 1 and chosen[name] is arms[0]: arms.insert(0, beyond(arms[0], -1))
-        elif len(arms) > 1 and chosen[name] is arms[-1]: arms.append(beyond(arms[-1], 1))
-    return best(**{**kwargs, "force": False})
+    chosen, more = best(kwargs), []
+    for name, arms in candidates.items() if beyond else ():
+        if len(arms) < 2 or chosen[name] not in (arms[0], arms[-1]): continue
+        low = chosen[name] == arms[0]
+        more.append(beyond(chosen[name], -1 if low else 1))
+        arms.insert(0 if low else len(arms), more[-1])
+    if not more: return chosen
+    run_arms(more, **kwargs)                       # anew, too, where all is asked for anew
+    return best({**kwargs, "force": False})
 
 def tried_rows(candidates:dict[str, list[Arm]], chosen:dict[str, Arm], setting:Callable[[Arm], float], score:Callable[[Arm], float]) -> list[dict]:
     "A row for each setting that was `tuned`: what was tried with which score, and what was chosen."
