@@ -14,6 +14,7 @@ from scipy.sparse import csr_array
 
 from .body import Body, Posed, Shape
 from .chart import Chart, region_shares
+from .drape import drape
 from .figure import cross
 from .hair import hair
 from .looks import LAYERS, Look
@@ -34,6 +35,13 @@ class Outfit:
     follow: csr_array       # (P,V) float32: which vertices of the body each vertex follows, and how much
     off: np.ndarray         # (P,3) metres further, turned with the body
     corners: csr_array      # (P,T): which triangles each vertex is a corner of
+
+    @cached_property
+    def skirt(self) -> slice:
+        "Where the vertices of the skirt are among all."
+        before = next(k for k, p in enumerate(self.pieces) if p is sewn("skirt"))
+        first = sum(len(p.ends) for p in self.pieces[:before])
+        return slice(first, first + len(self.pieces[before].ends))
 
 # %% ../../nbs/20_data/16_dress.ipynb #f0d7a022
 @dataclass(frozen=True, eq=False)
@@ -128,7 +136,9 @@ def dress(layer:Body, look:Look, shape:Shape, posed:Posed, k:int=0) -> Person:
     fit, up = outfit(look), np.array([0, 0, SOLE], np.float32)
     around = np.concatenate([posed.vertices[k].numpy(), posed.blend(k).reshape(-1, 9).numpy()], 1)      # where the body is, and how it is turned there
     moved = fit.follow @ around
-    vertices = moved[:, :3] + (moved[:, 3:].reshape(-1, 3, 3) @ fit.off[..., None])[..., 0] + up
+    vertices = moved[:, :3] + (moved[:, 3:].reshape(-1, 3, 3) @ fit.off[..., None])[..., 0]
+    if look.bottom == "skirt": vertices[fit.skirt] = drape(posed, k, vertices[fit.skirt])
+    vertices += up
     a, b, c = (vertices[fit.triangles[:, j]] for j in range(3))
     normals = fit.corners @ cross(b - a, c - a)
     return Person(look, shape, fit, vertices, normals/np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12), layer.own_joints(posed)[k].numpy() + up)
