@@ -9,6 +9,8 @@ import sys
 import zlib
 from dataclasses import replace
 
+import nbclient
+import nbformat
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -232,6 +234,15 @@ def test_progress_on_a_terminal_and_in_a_log(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     made(tmp_path / "terminal", n=24, tell=print)
     assert "24/24" in capsys.readouterr().err
+
+
+def test_progress_in_a_notebook_is_one_line():
+    page = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("""from hclab.data import store
+store.EVERY = 0
+with store.progress("people", 30, print) as report:
+    for made in range(1, 31): report(made)""")])
+    nbclient.NotebookClient(page, kernel_name="python3").execute()
+    assert [o.output_type for o in page.cells[0].outputs] == ["display_data"] and "people: 30 made in" in page.cells[0].outputs[0].data["text/plain"]
 
 
 @pytest.mark.parametrize("wrong, words", [(dict(sample_of="disc_sample"), "module:function"), (dict(sample_of="hclab.nowhere:f"), "hclab.nowhere"), (dict(sample_of="hclab.data.encode:disk_sample"), "disc_sample"),

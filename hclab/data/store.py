@@ -280,21 +280,35 @@ def words(seconds:float) -> str:
 EVERY = 10.0     # seconds between two plain lines
 
 class Lines:
-    "Progress as plain lines through `tell`."
-    def __init__(self, name:str, total:int, tell:Callable[[str], None]): self.name, self.total, self.tell, self.began, self.last = name, total, tell, time.monotonic(), time.monotonic()
+    "Progress as lines through `tell`."
+    def __init__(self, name:str, total:int, tell:Callable[[str], None], every:float):
+        self.name, self.total, self.tell, self.every = name, total, tell, every
+        self.began = self.last = time.monotonic()
 
     def __call__(self, made:int) -> None:
         now = time.monotonic()
-        if now - self.last < EVERY or not made: return
+        if now - self.last < self.every or not made: return
         self.last, rate = now, made/(now - self.began)
         self.tell(f"{self.name}: {made:,} of {self.total:,}, {rate:.1f}/s, {words((self.total - made)/rate)} left")
+
+def _one_line() -> Callable[[str], None]:
+    "A function that shows a text in a notebook in the place of the one before."
+    from IPython.display import display
+    as_text = lambda words: {"text/plain": words}
+    shown = display(as_text("..."), raw=True, display_id=True)
+    return lambda words: shown.update(as_text(words), raw=True)
 
 @contextmanager
 def progress(name:str, total:int,                          # samples to make
              tell:Callable[[str], None]|None) -> Iterator[Callable[[int], None]]:
-    "A function that is told how many samples are made: a bar on a terminal, lines elsewhere, nothing without `tell`."
+    "A function that is told how many samples are made: a bar on a terminal, one line in a notebook, lines elsewhere, nothing without `tell`."
     if tell is None: yield lambda made: None; return
-    if not (tell is print and sys.stderr.isatty()): yield Lines(name, total, tell); return
+    if tell is print and "IPython" in sys.modules and hasattr(sys.modules["IPython"].get_ipython(), "kernel"):
+        line = _one_line()
+        yield (report := Lines(name, total, line, EVERY/10))
+        line(f"{name}: {total:,} made in {words(time.monotonic() - report.began)}")
+        return
+    if not (tell is print and sys.stderr.isatty()): yield Lines(name, total, tell, EVERY); return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}/s"), TimeRemainingColumn())
