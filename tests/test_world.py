@@ -11,6 +11,7 @@ import torch
 
 from hclab.core.config import ConfigError
 from hclab.core.sample import validate
+from hclab.data import cast
 from hclab.data.augment import mirror, warp
 from hclab.data.backdrops import draw_backdrop
 from hclab.data.body import body
@@ -21,7 +22,7 @@ from hclab.data.occlusion import with_things
 from hclab.data.render import Settings, render
 from hclab.data.scenery import Box
 from hclab.data.store import set_folder
-from hclab.data.world import BEHIND, SETS, World, WorldConfig, draw_sample, draw_scene, hidden_of, ready_made, view_of, visibility
+from hclab.data.world import BEHIND, SETS, World, WorldConfig, draw_sample, draw_scene, ready_made, to_sample, view_of, visibility
 
 SMALL = replace(SETS["rgbd"], size=(128, 128))
 
@@ -308,16 +309,31 @@ def test_a_covered_joint_is_occluded_and_a_free_one_is_not_changed(hidden):
 
 def test_boxes_of_what_is_seen_and_hidden_shares_are_those_of_the_masks(hidden):
     for config, scene, s, before, plain in hidden:
-        shares = hidden_of(scene)
+        shares = scene.picture.hidden
         for n in range(len(scene.actors)):
             mask = s["instance_ids"] == n + 1
             y, x = mask.nonzero(as_tuple=True)
             assert s["visible_boxes"][n].tolist() == ([x.min(), y.min(), x.max() + 1, y.max() + 1] if len(x) else [0, 0, 0, 0])
-            if len(scene.actors) == 1: assert abs(1 - float(shares[n]) - int(mask.sum())/int((plain["instance_ids"] == 1).sum())*(1 - float(hidden_of(before)[n]))) < 1e-5
-            assert hidden_of(before)[n] <= shares[n] <= 1
+            if len(scene.actors) == 1: assert abs(1 - float(shares[n]) - int(mask.sum())/int((plain["instance_ids"] == 1).sum())*(1 - float(before.picture.hidden[n]))) < 1e-5
+            assert before.picture.hidden[n] <= shares[n] <= 1
         seen = (plain["instance_ids"] == 1).sum()
         share = 1 - int((s["instance_ids"] == 1).sum())/int(seen)
         assert config.covered[0] - .05 < share < config.covered[1] + .05, share
+
+
+def test_hidden_shares_of_a_crowd_are_those_of_each_cast_alone():
+    config = ready_made("crowd", size=(96, 96), people=(5, 7), occlusion=1.0)
+    hid = 0
+    for i in range(3):
+        scene = draw_scene(config, i)
+        y, x = (g.ravel() + .5 for g in np.mgrid[0:96, 0:96])
+        for n, actor in enumerate(scene.actors):
+            alone = int(cast.Scene([actor.person]).cast(scene.camera.centre.numpy().astype(np.float32), cast.ways_through(scene.camera, x, y)).met.sum())
+            shown = int((scene.picture.instance_ids == n + 1).sum())
+            assert abs(scene.picture.hidden[n] - (1 - shown/alone if alone else 1)) <= 2/max(alone, 1), "two pixels at the edge"
+            hid += .05 < scene.picture.hidden[n] < .95
+        assert torch.equal(to_sample(config, scene, i)["hidden"], torch.from_numpy(scene.picture.hidden))
+    assert hid > 3, f"{hid} of the people are hidden in part"
 
 
 def test_pictures_hold_things_as_often_and_as_large_as_asked():
@@ -325,7 +341,7 @@ def test_pictures_hold_things_as_often_and_as_large_as_asked():
     scenes = [draw_scene(config, i) for i in range(40)]
     often = sum(bool(s.things) for s in scenes)
     assert 10 <= often <= 30, "half of forty, give or take three standard deviations"
-    shares = np.array([hidden_of(s)[0] for s in scenes if s.things])
+    shares = np.array([s.picture.hidden[0] for s in scenes if s.things])
     assert abs(np.median(shares) - .3) < .02 and np.mean(np.abs(shares - .3) < .08) > .9
     assert not any(draw_scene(replace(config, occlusion=0.0), i).things for i in range(3))
 

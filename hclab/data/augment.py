@@ -284,7 +284,7 @@ def camera_turn(w:Warp, camera:dict|None) -> Tensor:
     return roll
 
 # %% ../../nbs/20_data/20_augment.ipynb #e21655b4
-PEOPLE = ("joints2d", "joints3d", "visibility", "boxes", "visible_boxes")    # keys whose first axis counts people
+PEOPLE = ("joints2d", "joints3d", "visibility", "boxes", "visible_boxes", "hidden")    # keys whose first axis counts people
 SMALLEST = 1.0    # pixels
 
 def warp_boxes(w:Warp,

@@ -53,6 +53,15 @@ class Scene:
         if not self.people or not len(starts): return np.ones(len(starts), bool)
         return ~self.rays.test_occlusions(o3d.core.Tensor(_rays(starts, np.broadcast_to(ways, starts.shape))), 0.0, far, nthreads=1).numpy()
 
+    def met_alone(self, hits:"Hits") -> np.ndarray:
+        "(N,) how many of the rays would meet each person if nobody and nothing else were there."
+        people, reached = len(self.people), hits.met if hits.reached is None else hits.reached
+        if people < 2: return np.full(people, np.count_nonzero(reached))
+        ways = hits.ways[reached]
+        found = self.rays.list_intersections(o3d.core.Tensor(_rays(np.broadcast_to(hits.origin, ways.shape), ways)), nthreads=1)
+        met = np.unique(found["ray_ids"].numpy()*people + self.owner[found["primitive_ids"].numpy()])
+        return np.bincount(met % people, minlength=people)
+
 def _rays(starts, ways) -> np.ndarray: return np.concatenate([starts, ways], 1).astype(np.float32)
 
 # %% ../../nbs/20_data/16b_cast.ipynb #bf2f0bfe
@@ -65,6 +74,7 @@ class Hits:
     far: np.ndarray      # (n,) metres along the optical axis; inf where nobody is
     triangle: np.ndarray # (n,)
     where: np.ndarray    # (n,2) on the triangle
+    reached: np.ndarray|None = None   # (n,) who would meet somebody if nothing nearer hid them; None: who does
 
     @cached_property
     def met(self) -> np.ndarray: return np.isfinite(self.far)
@@ -75,7 +85,7 @@ class Hits:
     @cached_property
     def _met(self) -> tuple: return (t := self.triangle[self.met]), self.scene.triangles[t], self.where[self.met]
 
-    def only(self, far:np.ndarray) -> "Hits": return replace(self, far=far)      # with other distances (n,): what something nearer hides is not met
+    def only(self, far:np.ndarray) -> "Hits": return replace(self, far=far, reached=self.met)      # with other distances (n,): what something nearer hides is not met
 
     def between(self, values:np.ndarray) -> np.ndarray:
         "(m,D) values (V,D) of vertices at the places that were met."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ROWS', 'GAP', 'LENS', 'TRIES', 'NEAR_ENOUGH', 'Sight', 'sight_of', 'covered', 'free_to_stand', 'stand_before',
-           'with_things', 'hidden_shares']
+           'with_things']
 
 # %% ../../nbs/20_data/17c_occlusion.ipynb #f0335ca7
 import math
@@ -111,14 +111,3 @@ def stand_before(rng:np.random.Generator,      # every choice comes from it
 def with_things(backdrop:Backdrop, parts:list) -> Backdrop:
     "The backdrop with a thing among the people."
     return replace(backdrop, scenery=replace(backdrop.scenery, shapes=[*backdrop.scenery.shapes, *parts]), things=(*backdrop.things, *parts))
-
-# %% ../../nbs/20_data/17c_occlusion.ipynb #4d1e4d63
-def hidden_shares(people:list[Person], camera:Camera, instance_ids:np.ndarray) -> np.ndarray:
-    "(N,) float32, 0..1: share of the pixels that each person alone would have in the frame, that show somebody or something else in `instance_ids` (H,W); 1 for who is outside."
-    H, W = instance_ids.shape
-    y, x = (g.ravel() for g in np.mgrid[0:H, 0:W])
-    origin, ways, out = camera.centre.numpy().astype(np.float32), ways_through(camera, x + .5, y + .5), []
-    for k, person in enumerate(people):
-        alone = int(Scene([person]).cast(origin, ways).met.sum())
-        out.append(1 - int((instance_ids == k + 1).sum())/alone if alone else 1.)
-    return np.array(out, np.float32)

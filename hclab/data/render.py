@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NEARBY', 'LIFT', 'TILE', 'FARTHEST', 'FINE', 'FAINT', 'CREASE', 'openness', 'smooth_within', 'among_things',
            'shade_people', 'free_of_people', 'clearness', 'Settings', 'Picture', 'meet', 'sunlit', 'radiance', 'render',
-           'label_maps']
+           'hidden_shares', 'label_maps']
 
 # %% ../../nbs/20_data/17_render.ipynb #2841a6a5
 from dataclasses import dataclass
@@ -150,6 +150,7 @@ class Picture:
     garments: np.ndarray       # (H,W) uint8
     iuv: np.ndarray            # (H,W,3) float32
     normals: np.ndarray        # (H,W,3) float32, camera frame; 0 for sky
+    hidden: np.ndarray         # (N,) float32, of the pixels that each person alone would have, the share that somebody or something hides; 1 for who is outside
 
 FARTHEST = 100.0   # metres
 
@@ -267,7 +268,12 @@ def render(people:list[Person], camera:Camera, backdrop:Backdrop, rng:np.random.
     def again(at, k): return exposure.develop(radiance(*meet(scene, backdrop, camera, x[at] + dx[k], y[at] + dy[k]), light, discs[k], clear[at], pixel))
     if len(fine): _refined(image, fine, hits, open_, again)
     if settings.noise: image = image + np.float32(settings.noise)*rng.standard_normal(image.shape, np.float32)*(.5 + .7*np.sqrt(np.maximum(image, 0)))
-    return Picture((np.clip(image, 0, 1)*255 + .5).astype(np.uint8), *label_maps(hits, seen, camera))
+    return Picture((np.clip(image, 0, 1)*255 + .5).astype(np.uint8), *label_maps(hits, seen, camera), hidden_shares(hits))
+
+def hidden_shares(hits:Hits) -> np.ndarray:
+    "(N,) float32 0..1, see `Picture.hidden`."
+    alone, shown = hits.scene.met_alone(hits), np.bincount(hits.of(hits.scene.owner), minlength=len(hits.scene.people))
+    return np.where(alone > 0, 1 - shown/np.maximum(alone, 1), 1).astype(np.float32)
 
 
 

@@ -4,9 +4,8 @@
 
 # %% auto #0
 __all__ = ['PLACES', 'SPLITS', 'FPS', 'SECONDS', 'APART', 'ELBOW', 'BEHIND', 'AHEAD', 'SETS', 'WorldConfig', 'Actor', 'act',
-           'places_of', 'WorldError', 'off_people', 'place_camera', 'Scene', 'draw_scene', 'hidden_of', 'visibility',
-           'box_of', 'whole_box', 'view_of', 'people_of', 'to_sample', 'World', 'draw_sample', 'stored_as',
-           'ready_made']
+           'places_of', 'WorldError', 'off_people', 'place_camera', 'Scene', 'draw_scene', 'visibility', 'box_of',
+           'whole_box', 'view_of', 'people_of', 'to_sample', 'World', 'draw_sample', 'stored_as', 'ready_made']
 
 # %% ../../nbs/20_data/22_world.ipynb #e5d93146
 import operator
@@ -28,7 +27,7 @@ from .grammar import ACTIONS, generate
 from .identity import CLOTHES, VIEWS, Identity, attributes, caption, identity, judged
 from .light import STYLES
 from .looks import LAYERS, Look
-from .occlusion import hidden_shares, stand_before, with_things
+from .occlusion import stand_before, with_things
 from .render import Picture, Settings, render
 
 # %% ../../nbs/20_data/22_world.ipynb #980ecc89
@@ -229,9 +228,7 @@ def _hidden(config:WorldConfig, index:int, people:list[Person], camera:Camera, b
     if rng.random() >= config.occlusion: return backdrop
     return with_things(backdrop, stand_before(rng, backdrop.kind, people, camera, backdrop, rng.uniform(*config.covered)))
 
-def hidden_of(scene:Scene) -> np.ndarray:
-    "(N,) float32: of the pixels that each person alone would have in the picture, the share that somebody or something hides; 1 for who is outside."
-    return hidden_shares([a.person for a in scene.actors], scene.camera, scene.picture.instance_ids)
+
 
 # %% ../../nbs/20_data/22_world.ipynb #9f5bb20d
 BEHIND = .12    # metres under the visible surface at which a joint still counts as visible: half a trunk
@@ -286,7 +283,7 @@ def to_sample(config:WorldConfig, scene:Scene, index:int) -> dict:
     said, seen = attributes(first.who, view), judged(counts, view)
     action, said = _annotated(config, first.action, said, index)
     sample = {"image": tensor(picture.image.transpose(2, 0, 1)).float()/255, "depth": tensor(depth)[None], "instance_ids": tensor(picture.instance_ids).long(), "body_parts": tensor(picture.body_parts).long(), "garments": tensor(picture.garments).long(),
-              "iuv": tensor(picture.iuv.transpose(2, 0, 1)), **people_of(scene, config.layout), "camera": scene.camera.to_dict(), "skeleton": config.layout, "image_size": tuple(config.size), "identity": first.who.number,
+              "iuv": tensor(picture.iuv.transpose(2, 0, 1)), **people_of(scene, config.layout), "hidden": tensor(picture.hidden), "camera": scene.camera.to_dict(), "skeleton": config.layout, "image_size": tuple(config.size), "identity": first.who.number,
               "action": action, "attributes": tensor(said.astype(np.float32)), "attribute_mask": tensor(seen), "caption": caption(first.who, view, first.action, rng=rng), "source": f"world/{config.split}", "index": index}
     if config.missing and rng.random() < config.missing: del sample["depth" if rng.random() < .5 else "image"]
     return sample
