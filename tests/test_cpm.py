@@ -1,9 +1,10 @@
 "CPM against the facts sheet, shape by shape, and what it must refuse."
 import pytest
 import torch
+from torch import nn
 
 from hclab.core.heatmap import HeatmapConfig, encode
-from hclab.models.cpm import CPM, CPMShape, count_macs, intermediate_loss, map_layers, receptive_field
+from hclab.models.cpm import CPM, CPMShape, NormedConv, count_macs, intermediate_loss, map_layers, outputs, receptive_field
 
 TINY = CPMShape.for_profile("smoke")
 
@@ -56,6 +57,18 @@ def test_each_stage_has_a_gradient_of_its_own():
     assert all(p.grad.any() for p in net.later[0].mixing[-1:].parameters())
 
 
+def test_normalised_is_what_a_relu_follows():
+    "And one picture is answered alike beside any other, once trained."
+    net = CPM(3, 3, False, shape=TINY)
+    normed, relus = ([m for m in net.modules() if isinstance(m, kind)] for kind in (nn.BatchNorm2d, nn.ReLU))
+    assert len(normed) == len(relus) and not any(isinstance(layer, NormedConv) for layer in outputs(net))
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in CPM(3, 2, False, shape=CPMShape.from_dict({**TINY.to_dict(), "norm": False})).modules())
+    x = torch.rand(4, 3, 64, 64)
+    net(x)
+    net.eval()
+    assert torch.allclose(net(x)[:1], net(x[:1]), atol=1e-5)
+
+
 def test_the_centre_map_is_what_tells_two_people_apart():
     torch.manual_seed(0)
     net, image = CPM(3, 2, True, shape=TINY).eval(), torch.rand(1, 3, 64, 64)
@@ -67,7 +80,8 @@ def test_the_centre_map_is_what_tells_two_people_apart():
 @pytest.mark.parametrize("init", ["he", "gaussian", "torch"])
 def test_begins_near_nothing(init):
     torch.manual_seed(0)
-    with torch.no_grad(): maps = CPM(14, 2, False, shape=TINY, init=init)(torch.rand(2, 3, 64, 64))
+    shape = TINY if init != "torch" else CPMShape.from_dict({**TINY.to_dict(), "norm": False})     # whose last layer is too large for what is normalised
+    with torch.no_grad(): maps = CPM(14, 2, False, shape=shape, init=init)(torch.rand(2, 3, 64, 64))
     if init == "he": maps[:, :, -1] -= 1      # the background begins at 1
     assert maps.abs().max() < .5
 

@@ -122,9 +122,9 @@ SCHEMES = ("scratch", "first", "first+trunk", "all")     # the report's 2, 3 and
 def carried(model:CPM, scheme:str) -> list[str]:
     "Names of the weights of a pose machine that a scheme carries over whole. Raises `ConfigError`."
     if scheme not in SCHEMES: raise ConfigError(f"scheme={scheme!r}; {did_you_mean(scheme, SCHEMES)}")
-    again = {f"{layer}.{kind}" for layer in map_layers(model) for kind in ("weight", "bias")}
+    again = tuple(f"{layer}." for layer in map_layers(model))
     starts = {"scratch": (), "first": ("first.",), "first+trunk": ("first.", "trunk."), "all": ("",)}[scheme]
-    return [name for name, _ in model.named_parameters() if starts and name.startswith(starts) and name not in again]
+    return [name for name, _ in model.named_parameters() if starts and name.startswith(starts) and not name.startswith(again)]
 
 @torch.no_grad()
 def carry_over(have:dict[str, Tensor], target:CPM, scheme:str, slices:bool=False) -> list[str]:
@@ -137,8 +137,10 @@ def carry_over(have:dict[str, Tensor], target:CPM, scheme:str, slices:bool=False
         want[name].copy_(have[name])
     for s in range(len(target.later) if slices and scheme == "all" else 0):
         name, features = f"later.{s}.mixing.0", target.shape.features
-        want[f"{name}.weight"][:, :features].copy_(have[f"{name}.weight"][:, :features]); want[f"{name}.bias"].copy_(have[f"{name}.bias"])
-        names += [f"{name}.weight[:, :{features}]", f"{name}.bias"]
+        whole = [n for n, _ in target.named_parameters() if n.startswith(f"{name}.") and n != f"{name}.weight"]
+        for n in whole: want[n].copy_(have[n])
+        want[f"{name}.weight"][:, :features].copy_(have[f"{name}.weight"][:, :features])
+        names += [f"{name}.weight[:, :{features}]", *whole]
     return names
 
 # %% ../../nbs/60_methods/01_jigsaw.ipynb #973ac2c4
