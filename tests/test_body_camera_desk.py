@@ -16,7 +16,7 @@ from hclab.data.render import render
 from hclab.lab.body_camera import (CHOICES, FULL, GROUPS, HASTE, PANELS, PLACES, QUICK, RANGES, SLIDERS, BodyCamera, BodyCameraDesk, Shot, ShotError, draw_place, numbers, panel_svg, pixels_of, save_sample, shot_of, skeleton_lines,
                                    sun_at, with_value)
 
-MAPS = ("depth", "instance_ids", "body_parts", "garments", "iuv", "normals")
+MAPS = ("depth", "instance_ids", "body_parts", "garments", "iuv", "normals", "hidden")
 
 
 @pytest.fixture(scope="module")

@@ -110,8 +110,17 @@ def test_frozen_weights_stay_and_the_others_learn(people, solved, monkeypatch, c
     monkeypatch.setattr(jigsaw, "train_pose", watched)
     jg.transfer_arm(arm(**changes), 0, None, {"solver": solved[0]} if changes.get("solver") else None, people)
     moved = {n for n, p in kept["model"].named_parameters() if not torch.equal(p, kept["before"][n])}
-    still = set(jg.carried(kept["model"], which))
+    still = set(jg.carried(kept["model"], which)) & set(kept["before"])
     assert not moved & still and moved == set(kept["before"]) - still
+
+
+def test_a_carried_trunk_sees_what_the_solver_saw(solved):
+    "In evaluation mode, where the statistics of what was normalised count."
+    theirs, x = jg.machine_in(solved[0]), torch.rand(2, 3, *POSE.shape.image_size, generator=torch.Generator().manual_seed(0))
+    solver, model = CPM(SOLVE.puzzle.count, SOLVE.stages, False, SOLVE.shape), build_network(POSE)
+    solver.load_state_dict(theirs)
+    jg.carry_over(theirs, model, "first+trunk")
+    with torch.no_grad(): assert torch.equal(solver.eval().trunk(x), model.eval().trunk(x)) and torch.equal(solver.first[:-1](x), model.first[:-1](x))
 
 
 def test_layers_that_nobody_carries_over_are_drawn_alike(solved):
