@@ -336,6 +336,13 @@ def test_hidden_shares_of_a_crowd_are_those_of_each_cast_alone():
     assert hid > 3, f"{hid} of the people are hidden in part"
 
 
+def test_rays_that_reach_nobody_of_a_crowd_meet_nobody_alone():
+    "Open3D must not be asked about no ray at all."
+    crowd = cast.Scene([a.person for a in draw_scene(ready_made("crowd", size=(32, 32), people=(2, 2)), 0).actors])
+    past = crowd.cast(np.array([0, 0, 50], np.float32), np.tile(np.array([0, 0, 1], np.float32), (9, 1)))
+    assert crowd.met_alone(past).tolist() == [0, 0] and crowd.met_alone(past.only(past.far).only(past.far)).tolist() == [0, 0]
+
+
 def test_pictures_hold_things_as_often_and_as_large_as_asked():
     config = replace(SMALL, size=(64, 64), occlusion=.5, covered=(.3, .3))
     scenes = [draw_scene(config, i) for i in range(40)]

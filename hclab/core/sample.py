@@ -53,7 +53,7 @@ FIELDS |= {
     "visibility": Field("N J", "int8", "", (0, 2), "0 unlabelled, 1 occluded, 2 visible (COCO's)", ("skeleton",)),
     "boxes": Field("N 4", "float32", "px", NO_BOUND, "x1 y1 x2 y2 of the whole person"),
     "visible_boxes": Field("N 4", "float32", "px", NO_BOUND, "x1 y1 x2 y2 of what can be seen"),
-    "hidden": Field("N", "float32", "", (0, 1), "share of a person's pixels in the frame that somebody or something hides; 1 for who is outside"),
+    "hidden": Field("N", "float32", "", (0, 1), "share of a person's pixels in the frame that somebody or something hides, 1 for who is outside; of the frame that was drawn, a crop keeps it"),
     "camera": Field("", "camera", "", NO_BOUND, "a dict of K, R, t, distortion: x_cam = R @ X_world + t"),
 }
 CAMERA_FIELDS = {

@@ -56,7 +56,7 @@ class Scene:
     def met_alone(self, hits:"Hits") -> np.ndarray:
         "(N,) how many of the rays would meet each person if nobody and nothing else were there."
         people, reached = len(self.people), hits.met if hits.reached is None else hits.reached
-        if people < 2: return np.full(people, np.count_nonzero(reached))
+        if people < 2 or not reached.any(): return np.full(people, np.count_nonzero(reached))
         ways = hits.ways[reached]
         found = self.rays.list_intersections(o3d.core.Tensor(_rays(np.broadcast_to(hits.origin, ways.shape), ways)), nthreads=1)
         met = np.unique(found["ray_ids"].numpy()*people + self.owner[found["primitive_ids"].numpy()])
@@ -85,7 +85,7 @@ class Hits:
     @cached_property
     def _met(self) -> tuple: return (t := self.triangle[self.met]), self.scene.triangles[t], self.where[self.met]
 
-    def only(self, far:np.ndarray) -> "Hits": return replace(self, far=far, reached=self.met)      # with other distances (n,): what something nearer hides is not met
+    def only(self, far:np.ndarray) -> "Hits": return replace(self, far=far, reached=self.met if self.reached is None else self.reached)      # with other distances (n,): what something nearer hides is not met
 
     def between(self, values:np.ndarray) -> np.ndarray:
         "(m,D) values (V,D) of vertices at the places that were met."

@@ -38,7 +38,7 @@ from ..data.light import INDOORS, OUTDOORS, STUDIO, STYLES, Light, draw_exposure
 from ..data.looks import CLOTH, HAIR, PATTERNS, Look
 from ..data.measures import heading
 from ..data.outdoors import draw_field, draw_street
-from ..data.render import Picture, Settings, clearness, label_maps, radiance, render
+from ..data.render import Picture, Settings, clearness, hidden_shares, label_maps, radiance, render
 from ..data.rooms import draw_photo, draw_room, draw_studio
 from ..data.scenery import Scenery, Surface
 from ..data.wardrobe import BOTTOMS, TOPS
@@ -194,7 +194,7 @@ class Meeting:
     "What the rays of a quick picture meet, which no light changes."
     hits: Hits
     clear: np.ndarray     # (n,) openness
-    maps: tuple           # depth to normals of a `Picture`
+    maps: tuple           # depth to hidden of a `Picture`
 
 def meeting(self, s:Shot, seen:Surface, camera:Camera, ways:np.ndarray) -> Meeting:
     "Rays to a person before a backdrop that was seen."
@@ -204,7 +204,7 @@ def meeting(self, s:Shot, seen:Surface, camera:Camera, ways:np.ndarray) -> Meeti
         hits = self.parts("cast", (_who(s), view), lambda: self.parts("scene", _who(s), lambda: Rays([self.person(s)])).cast(origin, ways))
         hits = hits.only(np.where(hits.far > seen.distance, np.inf, hits.far))
         back = behind_people(hits, seen)
-        return Meeting(hits, clearness(hits, back, size, HASTE.sky_rays), label_maps(hits, back, camera))
+        return Meeting(hits, clearness(hits, back, size, HASTE.sky_rays), (*label_maps(hits, back, camera), hidden_shares(hits)))
     return self.parts("meeting", (_who(s), view, s.place, s.style, s.seed), make)
 
 def behind_people(hits:Hits, seen:Surface) -> Surface:

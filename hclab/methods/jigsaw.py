@@ -120,11 +120,11 @@ def pretrain(people:PoseSet, config:JigsawConfig, seed:int=0, folder:Path|None=N
 SCHEMES = ("scratch", "first", "first+trunk", "all")     # the report's 2, 3 and 1
 
 def carried(model:CPM, scheme:str) -> list[str]:
-    "Names of the weights of a pose machine that a scheme carries over whole. Raises `ConfigError`."
+    "Names of the weights of a pose machine, and of the statistics of `CPMShape.norm`, that a scheme carries over whole. Raises `ConfigError`."
     if scheme not in SCHEMES: raise ConfigError(f"scheme={scheme!r}; {did_you_mean(scheme, SCHEMES)}")
     again = tuple(f"{layer}." for layer in map_layers(model))
     starts = {"scratch": (), "first": ("first.",), "first+trunk": ("first.", "trunk."), "all": ("",)}[scheme]
-    return [name for name, _ in model.named_parameters() if starts and name.startswith(starts) and not name.startswith(again)]
+    return [name for name in model.state_dict() if starts and name.startswith(starts) and not name.startswith(again)]
 
 @torch.no_grad()
 def carry_over(have:dict[str, Tensor], target:CPM, scheme:str, slices:bool=False) -> list[str]:
@@ -137,7 +137,7 @@ def carry_over(have:dict[str, Tensor], target:CPM, scheme:str, slices:bool=False
         want[name].copy_(have[name])
     for s in range(len(target.later) if slices and scheme == "all" else 0):
         name, features = f"later.{s}.mixing.0", target.shape.features
-        whole = [n for n, _ in target.named_parameters() if n.startswith(f"{name}.") and n != f"{name}.weight"]
+        whole = [n for n in want if n.startswith(f"{name}.") and n != f"{name}.weight"]
         for n in whole: want[n].copy_(have[n])
         want[f"{name}.weight"][:, :features].copy_(have[f"{name}.weight"][:, :features])
         names += [f"{name}.weight[:, :{features}]", *whole]
@@ -164,7 +164,7 @@ class TransferConfig(Config):
     solver: bool = False         # take the scheme's weights from the solver that the arm needs
     scheme: str = "scratch"      # one of `SCHEMES`
     slices: bool = False         # also the feature channels of the first mixing layers ("all")
-    frozen: bool = False         # the scheme's weights stay as they are
+    frozen: bool = False         # the scheme's weights stay as they are; means and spreads of `CPMShape.norm` go on following the pictures
     profiles = {p: dict(pose=PoseConfig.for_profile(p)) for p in ("smoke", "cpu", "gpu")}
 
     def __post_init__(self):

@@ -81,7 +81,7 @@ def receptive_field(shape:CPMShape=CPMShape(), stage:int=1) -> int:
 class NormedConv(nn.Conv2d):
     "A convolution, then batch normalisation as its part `norm`."
     def __init__(self, inputs:int, outputs:int, kernel:int, padding:int):
-        super().__init__(inputs, outputs, kernel, padding=padding)
+        super().__init__(inputs, outputs, kernel, padding=padding, bias=False)     # normalising would take one away
         self.norm = nn.BatchNorm2d(outputs)
 
     def forward(self, x:Tensor) -> Tensor: return self.norm(super().forward(x))
@@ -182,7 +182,7 @@ def draw_weights(model:CPM, init:str) -> None:
         if not isinstance(layer, nn.Conv2d): continue
         if init == "gaussian" or id(layer) in painters: nn.init.normal_(layer.weight, std=OUTPUT_STD)
         else: nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-        nn.init.zeros_(layer.bias)
+        if layer.bias is not None: nn.init.zeros_(layer.bias)
         if init == "he" and id(layer) in painters and model.background != "none": layer.bias[0 if model.background == "first" else -1] = 1
 
 # %% ../../nbs/30_models/01_cpm.ipynb #5b4ea91f
