@@ -144,7 +144,7 @@ def _unlike(job:Job) -> str:
     "Why what is stored is not what a job makes; empty where it is, and long enough."
     try: card = SetCard.read(job.folder)
     except FileNotFoundError: return "nothing is stored"
-    except StoreError as e: return str(e)
+    except StoreError: return "the card of what is stored cannot be read"
     if card.config != job.card().config: return "another config is stored"
     if why := _differs(card, job.card()): return f"what is stored is outdated: {why}"
     if not card.complete: return "what is stored is not finished"
