@@ -1,4 +1,6 @@
 """The body layer: shape, skinning, joints and normals against formulas written here, and what must hold on anybody."""
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -6,10 +8,11 @@ import torch
 from hclab.core.config import ConfigError
 from hclab.core.geometry import axis_angle_to_matrix
 from hclab.core.skeleton import skeleton
-from hclab.data.body import Shape, body, curl, draw_shape, hats, pose_from_clip, vertex_normals
+from hclab.data.body import ANCESTRIES, ASSET, Shape, body, curl, draw_shape, hats, pose_from_clip, vertex_normals
 from hclab.data.figure import FIGURE
 from hclab.data.grammar import generate
 
+ROOT = Path(__file__).parents[1]
 LAYOUTS = ("COCO17", "WHOLEBODY133", "H36M17", "H36M16", "NTU25", "MPII16", "ITOP15", "LSP14", "FIGURE")
 
 
@@ -28,6 +31,34 @@ def test_weights_and_masses_are_shares():
     assert torch.allclose(layer.joint_mass.sum(1), torch.ones(len(layer.mesh.joints)), atol=1e-5)
     assert all(p < b for b, p in enumerate(layer.mesh.parents)) and layer.mesh.parents[0] == -1
     assert int(layer.mesh.quads.max()) < len(layer.weights) and int(layer.mesh.uv_quads.max()) < len(layer.mesh.uv)
+
+
+def test_the_asset_is_small_and_whose_it_is_stands_in_the_notice():
+    assert ASSET.stat().st_size <= 6_000_000
+    notice = (ROOT/"NOTICE").read_text(encoding="utf-8")
+    assert ASSET.relative_to(ROOT).as_posix() in notice and all(word in notice for word in ("anny", "NAVER", "Apache License, Version 2.0", "MakeHuman", "CC0"))
+
+
+@pytest.mark.timeout(1800)
+def test_posed_bodies_are_those_of_anny_within_a_millimetre():
+    "The model that the asset was baked from (`pip install hclab[bake]`; minutes to build at first): the 99th percentile over all vertices of sixteen people in random poses."
+    anny = pytest.importorskip("anny")
+    layer, rng, draw = body(), np.random.default_rng(7), torch.Generator().manual_seed(7)
+    model = anny.Anny(topology="makehuman-full", phenotypes="all", pose_parameterization="world-orient").to(dtype=torch.float32)
+    model.set_skinning_method("lbs")
+    bones, values = len(layer.mesh.bones), torch.stack([draw_shape(rng).values() for _ in range(16)])
+    phenotypes = dict(zip(("gender", "age", "muscle", "weight", "height", "proportions", "cupsize", "firmness", *ANCESTRIES), values.T, strict=True))
+    with torch.no_grad():
+        ours = layer(layer.coefficients(values), axis_angle_to_matrix(.25*torch.randn(16, bones, 3, generator=draw)))
+        rest = model(pose_parameters=torch.eye(4).repeat(16, bones, 1, 1), phenotype_kwargs=phenotypes, pose_parameterization="local-ref")
+        world = rest["rest_bone_poses"].clone()
+        world[..., :3, :3] = ours.turns @ world[..., :3, :3]
+        world[:, 1:, :3, 3], world[:, 0, :3, 3] = 0, rest["rest_bone_heads"][:, 0]      # the root's place, as ours without one given
+        theirs = model(pose_parameters=world, phenotype_kwargs=phenotypes, pose_parameterization="world-orient")["vertices"]
+        same = torch.cdist(layer.rest(layer.coefficients(values[:1]))[0][0], rest["rest_vertices"][0]).argmin(1)      # ours are some of theirs
+    assert len(same.unique()) > .95*len(same), "each of our vertices is one of theirs"
+    apart = 1000*(ours.vertices - theirs[:, same]).norm(dim=-1)
+    assert np.percentile(apart.numpy(), 99) < 1.0, f"{np.percentile(apart.numpy(), 99):.2f} mm"
 
 
 def test_skinning_is_the_weighted_mean_of_what_each_bone_would_do(people):

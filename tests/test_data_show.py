@@ -217,3 +217,92 @@ def test_drawn_sets_are_made_shown_and_removed(tmp_path, monkeypatch, capsys):
     for wrong, says in ((["data", "make", "rgb"], "no set 'rgb'"), (["data", "make", "rgbd", "-p", "splt=test"], "did you mean"), (["data", "show", "rgbd", "-p", "scale=big"], "give two numbers")):
         assert main(wrong) == 2, wrong
         assert says in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------------ sheets of drawn sets
+TINY = ["size=(32,32)", "actions=idle"]
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    "Two stored samples of a tiny world, made without processes; and the titles of the sheets that are shown."
+    from hclab.data import store
+    from hclab.data.encode import encode
+    from hclab.data.shards import write_shard
+    from hclab.data.world import draw_sample
+    from hclab.lab import drawn_sets
+    from hclab.viz import strip
+    monkeypatch.setenv("HCLAB_HOME", str(tmp_path/"home"))
+    config = drawn_sets.changed("rgbd", TINY)
+    job, titles, sheet = store._job(**drawn_sets._asked("rgbd", config, 2)), [], strip.strip_sheet
+    (job.folder/"data").mkdir(parents=True)
+    write_shard(job.folder/"data", 0, [encode(draw_sample(config, i), job.encoding) for i in range(2)])
+    store._finish(job, store.finished_shards(job)[0])
+    def remembered(samples, title, **options):
+        titles.append(title)
+        return sheet(samples, title=title, **options)
+    monkeypatch.setattr(strip, "strip_sheet", remembered)
+    def show(n):
+        drawn_sets.show_set("rgbd", n, tmp_path/"show", TINY)
+        return titles[-1]
+    return job.folder, show
+
+
+def again(folder, **changes):
+    "Write the card of a set with other values."
+    from hclab.data.shards import SetCard
+    replace(SetCard.read(folder), **changes).write(folder)
+
+
+def test_a_sheet_shows_what_is_stored_if_it_is_long_enough(kept, monkeypatch):
+    from hclab.lab import drawn_sets
+    folder, show = kept
+    assert show(3) == "rgbd: samples 0 to 2 (drawn now: only 2 are stored)"
+    monkeypatch.setattr(drawn_sets, "World", None)      # nothing can be drawn
+    assert show(2) == "rgbd: samples 0 to 1 (stored)" and show(1) == "rgbd: sample 0 (stored)"
+
+
+def test_a_sheet_does_not_pass_off_a_set_of_older_code_as_the_present_one(kept):
+    from hclab.data.shards import SetCard
+    folder, show = kept
+    code = SetCard.read(folder).code
+    again(folder, code={**code, "hclab.data.looks": "older"})
+    assert show(1) == "rgbd: sample 0 (drawn now: what is stored is outdated: the generator changed (hclab.data.looks))"
+    again(folder, code={k: v for k, v in code.items() if not k.startswith("hclab/assets")})
+    assert "the generator changed (hclab/assets/body.safetensors)" in show(1)
+
+
+def test_a_sheet_is_drawn_where_a_set_was_interrupted_or_damaged(kept):
+    folder, show = kept
+    (shard,) = (folder/"data").iterdir()
+    shard.write_bytes(shard.read_bytes()[:-9] + b"otherwise")
+    assert show(1) == "rgbd: sample 0 (drawn now: a file of what is stored is missing or damaged)"
+    shard.unlink()
+    assert "a file of what is stored is missing or damaged" in show(1)
+    again(folder, complete=False, shards={})            # as `make` leaves it when it is killed
+    assert show(1) == "rgbd: sample 0 (drawn now: what is stored is not finished)"
+    (folder/"set.json").write_text("{")
+    assert show(1) == "rgbd: sample 0 (drawn now: the card of what is stored cannot be read)"
+
+
+@pytest.mark.parametrize("n", ["0", "-3", "1000000"])
+def test_a_sheet_of_none_or_of_too_many_is_refused_before_anything_is_drawn(n, tmp_path, monkeypatch, capsys):
+    from hclab.lab import drawn_sets
+    monkeypatch.setattr(drawn_sets, "samples_of", None)
+    assert main(["data", "show", "rgbd", "--n", n, "--out", str(tmp_path/"show")]) == 2
+    err = capsys.readouterr().err
+    assert f"n={n}" in err and ("at least 1" in err or "at most" in err) and "Traceback" not in err and err.count("\n") == 1 and not (tmp_path/"show").exists()
+
+
+@pytest.mark.parametrize("size", [(256, 256), (256, 128), (64, 320), (700, 100)])
+def test_no_picture_is_smaller_on_the_sheet_than_it_is(size, tmp_path, monkeypatch):
+    "Stripes one pixel wide, black and white: where a picture is shrunk they become grey."
+    from hclab.lab import drawn_sets
+    H, W = size
+    stripes = torch.zeros(3, H, W)
+    stripes[:, :, ::2] = 1
+    monkeypatch.setattr(drawn_sets, "samples_of", lambda name, config, n: ([{"image": stripes, "image_size": size}]*n, "striped"))
+    sheet = np.asarray(Image.open(drawn_sets.show_set("rgbd", 1, tmp_path, [f"size=({H},{W})"])["sheet"]).convert("L")).astype(int)
+    row = sheet[int(.6*len(sheet))]         # across the picture, below the heads
+    changes = np.abs(np.diff((row > 127).astype(int))).sum()
+    assert len(row) >= W and changes >= W - 3, f"{changes} changes between black and white of {W - 1} are left"

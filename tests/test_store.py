@@ -1,4 +1,5 @@
 "The store of samples: what is exact and what is rounded, the same bytes from any number of workers, sets that grow, are listed and removed."
+import hashlib
 import importlib.util
 import io
 import json
@@ -6,8 +7,9 @@ import pickle
 import struct
 import subprocess
 import sys
+import types
 import zlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import nbclient
 import nbformat
@@ -215,6 +217,81 @@ def test_the_fingerprint_follows_the_imports(tmp_path, monkeypatch):
     changed = store.generator_code("drawn_for_test:draw")
     assert {m for m in first if first[m] != changed[m]} == {"drawn_for_test"}
     assert "hclab.core.sample" in store.generator_code(DISC) and "hclab.data.store" not in store.generator_code("hclab.data.store:make")
+
+
+def test_a_changed_asset_makes_a_set_anew_and_never_mixes_with_the_old_one(tmp_path, monkeypatch):
+    "Samples of a body that was baked anew: in a finished set, in a half-made one, and while it is made."
+    asset = tmp_path / "assets" / "body.safetensors"
+    asset.parent.mkdir()
+    monkeypatch.setattr(store, "ASSETS", asset.parent)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "drawn_of_asset.py").write_text(f"""
+from pathlib import Path
+from hclab.data.encode import disc_sample
+here = Path({str(tmp_path)!r})
+def draw(config, i):       # reads hclab/assets/body.safetensors anew for each sample, as a new process would
+    if (here/"stop").exists() and i == 20: raise ValueError("stopped")
+    if (here/"bake").exists() and i == 20: (here/"assets"/"body.safetensors").write_text((here/"bake").read_text())
+    return disc_sample(config, i + int((here/"assets"/"body.safetensors").read_text()))
+""")
+    folder, lines, task = tmp_path / "set", [], "drawn_of_asset:draw"
+    def work(): return made(folder, sample_of=task, workers=1, tell=lines.append)
+    def is_of(stored, number): return all(torch.equal(stored[i]["joints2d"], en.disc_sample(SMALL, i + number)["joints2d"]) for i in range(40))
+    asset.write_text("100")
+    (tmp_path / "stop").write_text("")
+    with pytest.raises(store.MakeError, match="stopped"): work()
+    assert len(files(folder)) == 2 and "not finished" in store.why_not(folder, SMALL, 40, task, rows=8)
+    (tmp_path / "stop").unlink()
+    asset.write_text("200")                       # between two halves
+    assert "hclab/assets/body.safetensors" in store.why_not(folder, SMALL, 40, task, rows=8)
+    stored = work()
+    assert is_of(stored, 200) and any("made anew" in line and "body.safetensors" in line for line in lines) and store.why_not(folder, SMALL, 40, task, rows=8) == ""
+    asset.write_text("300")                       # of a finished set
+    assert "outdated" in store.why_not(folder, SMALL, 40, task, rows=8) and is_of(work(), 300)
+    (tmp_path / "bake").write_text("500")
+    asset.write_text("400")                       # while it is made
+    with pytest.raises(store.StoreError, match="body.safetensors changed while"): work()
+    with pytest.raises(store.StoreError, match="not finished"): sh.Stored(folder)
+    assert is_of(work(), 500)
+
+
+def test_the_body_is_part_of_the_drawn_sets(monkeypatch, tmp_path):
+    from hclab.lab.drawn_sets import SAMPLE_OF
+    from hclab.lab.sources import sources
+    for code in (store.generator_code(SAMPLE_OF), sources(SAMPLE_OF, "WorldConfig")):
+        assert store.asset_code(code)["hclab/assets/body.safetensors"] == hashlib.sha256((store.ASSETS / "body.safetensors").read_bytes()).hexdigest()[:12]
+    monkeypatch.setattr(store, "ASSETS", tmp_path)
+    assert store.asset_code(code) == {}
+
+
+def test_what_is_stored_and_what_is_asked(tmp_path):
+    folder = tmp_path / "discs"
+    assert store.why_not(folder, SMALL, 9, DISC, rows=8) == "nothing is stored"
+    made(folder, n=9)
+    for change, words in ((dict(), ""), (dict(n=5), ""), (dict(n=10), "only 9 are stored"), (dict(encoding=en.Encoding(image="png")), "encoding differs"), (dict(code={"m": "2"}), "the generator changed"), (dict(config=replace(SMALL, seed=1)), "another config")):
+        why = store.why_not(**{"folder": folder, "config": SMALL, "n": 9, "sample_of": DISC, "rows": 8, **change})
+        assert words in why and bool(words) == bool(why)
+
+
+@dataclass(frozen=True)
+class OfACell(en.Discs): "Settings as a notebook defines them."
+
+
+def test_what_stands_in_a_notebook_is_said_to_be_out_of_reach(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "__main__", types.ModuleType("__main__"))      # a kernel's has no file
+    with pytest.raises(store.StoreError, match="the function of this notebook.*mine:draw"): made(tmp_path / "own", sample_of="__main__:draw", start_method="spawn")
+    monkeypatch.setattr(OfACell, "__module__", "__main__")
+    with pytest.raises(store.StoreError, match="the settings OfACell of this notebook.*'mine:disc_sample'"): made(tmp_path / "own", OfACell(), start_method="spawn")
+    assert not (tmp_path / "own").exists()
+
+
+def test_a_garment_that_workers_do_not_know_says_where_it_belongs(tmp_path):
+    from hclab.data.wardrobe import GARMENTS
+    from hclab.data.world import WorldConfig
+    GARMENTS["cape"] = GARMENTS["tshirt"]
+    try: config = WorldConfig(size=(32, 32), wear=(("top", "cape"),))
+    finally: del GARMENTS["cape"]
+    with pytest.raises(store.MakeError, match="cape.*fresh process, which imports hclab.data.world and no more"): made(tmp_path / "capes", config, n=2, sample_of="hclab.data.world:draw_sample", workers=1)
 
 
 def test_the_estimate_comes_before_the_work(tmp_path):

@@ -1,7 +1,7 @@
 """Twelve samples of the drawn world that somebody looked at, at full size, with the labels beside the picture; here stands what was seen.
 
 Facts and no hashes: another noise or another fold passes, a left that became right doesn't. Where a change of the world draws other people under these numbers, look at
-the new ones (joints with their names, parts, garments) and write down what you see."""
+the new ones (joints with their names, parts, garments, surface) and write down what you see."""
 from functools import cache
 
 import numpy as np
@@ -9,7 +9,7 @@ import pytest
 
 from hclab.core.sample import validate
 from hclab.core.skeleton import skeleton
-from hclab.data.labels import BODY_PARTS, GARMENTS
+from hclab.data.labels import BODY_PARTS, CHARTS, GARMENTS
 from hclab.data.world import draw_sample, ready_made
 
 
@@ -18,7 +18,7 @@ class Seen:
     def __init__(self, name, index):
         self.s = s = validate(draw_sample(ready_made(name), index))
         self.layout, self.caption, self.rgb = skeleton(s["skeleton"]), s["caption"], s["image"].permute(1, 2, 0).numpy()
-        self.who, self.parts, self.clothes = (s[k].numpy() for k in ("instance_ids", "body_parts", "garments"))
+        self.who, self.parts, self.clothes, self.surface = *(s[k].numpy() for k in ("instance_ids", "body_parts", "garments")), s["iuv"][0].numpy().astype(int)
 
     def at(self, joint, person=1): return self.s["joints2d"][person - 1, self.layout.index(joint)].numpy()      # x, y in pixels
     def x(self, joint, person=1): return float(self.at(joint, person)[0])
@@ -36,6 +36,16 @@ class Seen:
         "(x, y) of a part or garment."
         y, x = np.nonzero(self.pixels(word, person))
         assert len(x), f"no {word} of person {person} is seen"
+        return np.array([x.mean(), y.mean()])
+
+    def surfaced(self, chart, person=1): return (self.surface == CHARTS.index(chart)) & (self.who == person)
+
+    def much(self, chart, person=1): return int(self.surfaced(chart, person).sum())     # pixels of a chart of the surface
+
+    def lies(self, chart, person=1):
+        "(x, y) of a chart of the surface."
+        y, x = np.nonzero(self.surfaced(chart, person))
+        assert len(x), f"no {chart} of the surface of person {person} is seen"
         return np.array([x.mean(), y.mean()])
 
     def colour(self, word, person=1): return np.median(self.rgb[self.pixels(word, person)], axis=0)
@@ -66,6 +76,7 @@ def test_front_arms_spread_on_one_leg():
     assert all(p.shown(j) for j in ("nose", "left_eye", "right_eye", "left_wrist", "right_wrist"))
     assert p.wears("pants", "upper-clothes", "left-arm", "right-arm") and p.lacks("skirt", "coat", "left-leg", "right-leg") and is_green(p.colour("pants")) and is_red(p.colour("left-shoe"))
     assert p.middle("right-arm")[0] < p.middle("left-arm")[0] and p.middle("right-shoe")[1] < p.middle("left-shoe")[1]
+    assert p.much("torso front") > 10*p.much("torso back") and p.much("right head") > 2*p.much("left head") and p.lies("right hand")[0] < p.lies("left hand")[0] - 80
 
 
 def test_back_both_hands_up():
@@ -77,6 +88,7 @@ def test_back_both_hands_up():
     assert not p.shown("nose") and not p.shown("right_eye") and p.shown("left_ear")
     assert is_yellow(p.colour("upper-clothes")) and is_green(p.colour("pants")) and p.middle("left-shoe")[0] < p.middle("right-shoe")[0]
     assert p.count("hair") > 2*p.count("face")
+    assert p.much("torso back") > 5*p.much("torso front") and p.much("left head") > 2*p.much("right head") and p.lies("left hand")[0] < p.lies("right hand")[0] - 30
 
 
 def test_left_side_drinks_with_the_right_hand():
@@ -87,6 +99,7 @@ def test_left_side_drinks_with_the_right_hand():
     assert p.shown("left_shoulder") and p.shown("left_ankle") and not p.shown("right_shoulder") and not p.shown("right_knee")
     assert p.count("left-leg") > 4*p.count("right-leg") and p.count("left arm") > p.count("right arm") and p.middle("left-shoe")[1] > p.middle("right-shoe")[1]
     assert p.wears("pants", "left-leg") and p.lacks("skirt") and is_blue(p.colour("upper-clothes")) and is_red(p.colour("left-shoe")) and "left" in p.caption
+    assert p.much("left head") > 500 > p.much("right head") == 0 and p.much("left arm inside") > 5*p.much("right arm inside") and p.lies("right hand")[1] < p.lies("left hand")[1] - 50
 
 
 def test_right_side_reaches_up_with_the_right_hand():
@@ -96,6 +109,7 @@ def test_right_side_reaches_up_with_the_right_hand():
     assert p.x("nose") > p.x("right_ear") and p.y("right_wrist") < p.y("nose") and p.middle("right hand")[1] < high + (low - high)/10
     assert p.y("left_wrist") > p.y("left_shoulder") + 20 and not p.shown("left_wrist") and p.lacks("left hand", "left-arm", "left forearm")
     assert p.wears("right-arm", "right-leg", "pants") and p.count("right-leg") > 2*p.count("left-leg") and p.middle("right foot")[1] > p.middle("left foot")[1]
+    assert p.much("right head") > 50*p.much("left head") and p.much("right hand") > 50 > p.much("left hand") == 0 and p.much("right thigh front") > 100 > p.much("left thigh front")
 
 
 def test_lies_on_the_back_feet_towards_us():
@@ -108,6 +122,7 @@ def test_lies_on_the_back_feet_towards_us():
     assert p.count("right-shoe") > 2*p.count("left-shoe") and is_blue(p.colour("right-shoe")) and p.lacks("left-leg", "right-leg", "skirt")
     box = p.s["boxes"][0]
     assert (box[2] - box[0]) > 1.5*(box[3] - box[1]), "wider than tall"
+    assert p.much("torso front") > 10*p.much("torso back") and p.much("right head") > 3*p.much("left head") and p.lies("right hand")[1] > p.lies("left hand")[1] + 20
 
 
 def test_lies_on_the_back_head_towards_us():
@@ -118,6 +133,7 @@ def test_lies_on_the_back_head_towards_us():
     assert p.middle("left hand")[0] < 120 < 190 < p.middle("right hand")[0] and p.count("left-arm") > p.count("right-arm")
     assert p.shown("nose") and p.shown("left_eye") and p.shown("right_eye")
     assert p.wears("skirt", "left-leg", "right-leg", "hair", "face") and p.lacks("pants") and is_blue(p.colour("skirt")) and p.count("hair") > p.count("face")
+    assert p.much("torso front") > 10*p.much("torso back") and p.much("left head") > 2*p.much("right head") and p.lies("left hand")[0] < p.lies("right hand")[0] - 80
 
 
 def test_front_marches_in_a_skirt_with_the_right_knee_up():
@@ -127,6 +143,7 @@ def test_front_marches_in_a_skirt_with_the_right_knee_up():
     assert p.middle("right-shoe")[0] < p.middle("left-shoe")[0] and p.middle("right-shoe")[1] < p.middle("left-shoe")[1] - 10
     assert p.wears("skirt", "right-leg", "left-leg", "hair") and p.lacks("pants", "coat", "right-arm") and is_blue(p.colour("skirt")) and is_red(p.colour("left-shoe"))
     assert p.middle("right foot")[0] < p.middle("left foot")[0] and p.colour("hair").min() > .5, "white hair"
+    assert p.much("torso front") > 50*p.much("torso back") and p.lies("right foot")[1] < p.lies("left foot")[1] - 10 and p.lies("right thigh front")[0] < p.lies("left thigh front")[0] - 10
 
 
 def test_back_teenager_with_long_hair_and_skirt():
@@ -136,6 +153,7 @@ def test_back_teenager_with_long_hair_and_skirt():
     assert not any(p.shown(j) for j in ("nose", "left_eye", "right_eye")) and p.count("face") < 10 and p.count("hair") > 800 and p.colour("hair").max() < .25
     assert p.y("right_wrist") < p.y("right_shoulder") and not p.shown("right_wrist") and p.lacks("right hand", "right forearm") and p.shown("left_wrist") and p.wears("left-arm")
     assert p.wears("skirt", "left-leg", "right-leg") and p.lacks("pants") and is_blue(p.colour("skirt")) and p.caption.startswith("A teenager with long black hair")
+    assert p.much("torso back") > 20*p.much("torso front") and p.much("left hand") > 50 > p.much("right hand") == 0 and p.lies("left calf back")[0] < p.lies("right calf back")[0] - 15
 
 
 def test_depth_pose_from_the_front():
@@ -146,6 +164,7 @@ def test_depth_pose_from_the_front():
     assert p.next_to("right_hand", "right hand") and p.next_to("left_hand", "left hand") and p.next_to("right_foot", "right foot") and p.next_to("left_foot", "left foot")
     assert p.wears("skirt", "left-leg", "right-leg", "face") and p.lacks("pants") and is_blue(p.colour("upper-clothes")) and p.colour("skirt").max() < .2 and p.middle("right-arm")[0] < p.middle("left-arm")[0]
     assert float(p.s["boxes"][0, 1]) < 0 <= float(p.s["visible_boxes"][0, 1])
+    assert p.much("torso front") > 50*p.much("torso back") and p.lies("right hand")[0] < p.lies("left hand")[0] - 80 and p.lies("right foot")[1] < p.lies("left foot")[1] - 8
     holes = (p.s["depth"][0].numpy() == 0) & (p.who > 0)
     assert 0 < holes.sum() < .2*(p.who > 0).sum(), "a sensor's depth has some holes on her, and not many"
 
@@ -157,6 +176,7 @@ def test_sports_from_behind():
     assert p.x("left_wrist") < p.x("left_elbow") < p.x("left_shoulder") < p.x("neck") < p.x("right_shoulder") < p.x("right_elbow") < p.x("right_wrist")
     assert p.x("left_ankle") < p.x("right_ankle") and p.middle("left-shoe")[0] < p.middle("right-shoe")[0] and p.middle("left hand")[0] < p.middle("right hand")[0] - 90
     assert p.y("head_top") < p.y("neck") and p.count("face") < 40 and p.count("hair") > 300 and p.wears("skirt") and p.lacks("pants")
+    assert p.much("torso back") > 20*p.much("torso front") and p.lies("left hand")[0] < p.lies("right hand")[0] - 90 and p.lies("left calf back")[0] < p.lies("right calf back")[0] - 15
 
 
 def test_crowd_of_three_one_behind_another():
@@ -168,6 +188,8 @@ def test_crowd_of_three_one_behind_another():
     assert not p.shown("nose", 2) and p.shown("right_elbow", 3) and not any(p.shown(j, 3) for j in ("nose", "left_ankle", "left_wrist", "right_hip"))
     assert p.wears("coat", "right-shoe", person=3) and p.lacks("left-shoe", "hair", "face", person=3) and p.middle("right-shoe", 3)[0] > p.middle("right-shoe", 1)[0]
     assert int((p.who == 3).sum()) < .2*int((p.who == 1).sum())
+    for n in (1, 2): assert p.much("torso back", n) > 10*p.much("torso front", n) and p.lies("left calf back", n)[0] < p.lies("right calf back", n)[0] - 10
+    assert p.much("right foot", 3) > 50 > p.much("left foot", 3) == 0
 
 
 def test_crowd_of_seven_in_a_room():
@@ -183,6 +205,8 @@ def test_crowd_of_seven_in_a_room():
     wide, tall = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     assert wide*tall > .5*(b[2] - b[0])*(b[3] - b[1]) and 0 < (p.who == 7).sum() < .15*(p.who == 1).sum(), "most of the seventh is behind the first"
     assert not p.s["visibility"][6].eq(2).any()
+    assert p.much("left head", 2) > 3*p.much("right head", 2) and p.much("left head", 5) > 20*p.much("right head", 5) and p.much("left thigh back", 5) > 2*p.much("right thigh back", 5)
+    for n in (1, 6): assert p.much("torso back", n) > 20*p.much("torso front", n) and p.lies("left calf back", n)[0] < p.lies("right calf back", n)[0] - 10
 
 
 # ------------------------------------------------------------------------------------------------ the facts can fail
@@ -192,13 +216,14 @@ def swapped(names): return np.array([names.index(n.replace("left", "L").replace(
 def wrong_joints(p): p.s = {**p.s, **{k: p.s[k][:, swapped(p.layout.names)] for k in ("joints2d", "joints3d", "visibility")}}
 def wrong_parts(p): p.parts = swapped(BODY_PARTS)[p.parts]
 def wrong_garments(p): p.clothes = swapped(GARMENTS)[p.clothes]
+def wrong_iuv(p): p.surface = swapped(CHARTS)[p.surface]
 
 
 _whole, FACTS = seen, [f for name, f in list(globals().items()) if name.startswith("test_")]
 
 
 @pytest.mark.parametrize("facts", FACTS, ids=lambda f: f.__name__[5:])
-@pytest.mark.parametrize("fault", [wrong_joints, wrong_parts, wrong_garments], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("fault", [wrong_joints, wrong_parts, wrong_garments, wrong_iuv], ids=lambda f: f.__name__)
 def test_sides_that_are_swapped_are_noticed(facts, fault, monkeypatch):
     def broken(name, index):
         p = Seen.__new__(Seen)

@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 from scipy.sparse import csr_array
 
-from .body import Body, Posed, Shape
+from .body import Body, Posed, Shape, joints_of
 from .chart import Chart, region_shares
 from .drape import drape
 from .figure import cross
@@ -145,5 +145,4 @@ def dress(layer:Body, look:Look, shape:Shape, posed:Posed, k:int=0) -> Person:
 
 def joints_in(layer:Body, person:Person, layout:str) -> np.ndarray:
     "(J,3) joints of a person in a layout, metres, world frame."
-    from hclab.data.body import joints_of
     return person.joints[joints_of(layer.mesh.joints, layout)]

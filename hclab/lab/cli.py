@@ -213,7 +213,7 @@ def data_list():
 DRAWN_SETS = ("rgbd", "person_crops", "crowd", "reid", "sports", "depth_pose", "domains")   # those of `hclab.data.world`, which is not loaded to name them
 
 @data_app.command("make")
-def data_make(name:Annotated[str, typer.Argument(help="A drawn set: rgbd, person_crops, crowd, reid, sports or depth_pose.")],
+def data_make(name:Annotated[str, typer.Argument(help=f"A drawn set: {', '.join(DRAWN_SETS[:-1])} or {DRAWN_SETS[-1]}.")],
               n:Annotated[int, typer.Option("--n", help="How many samples.")]=200,
               p:Annotated[list[str] | None, typer.Option("-p", help="A setting of the world, NAME=VALUE, such as split=test; may be repeated.")]=None,
               workers:Annotated[int, typer.Option(help="Processes.")]=2):
