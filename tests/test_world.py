@@ -166,11 +166,21 @@ def test_a_missing_modality_is_a_missing_key():
     assert all(len(m) == 1 for m in missing) and len({next(iter(m)) for m in missing}) == 2
 
 
-def test_splits_share_nobody():
-    of = {split: (set(WorldConfig(split=split).of(1000)), set(WorldConfig(split=split).of(40))) for split in ("train", "val", "test")}
-    for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
-        assert not of[a][0] & of[b][0] and not of[a][1] & of[b][1]
-    assert sum(len(v[0]) for v in of.values()) == 1000
+def test_splits_share_nobody_however_few_there_are():
+    "Counted one by one: each person of a city is in one split, each split has somebody, and many are shared out as 70, 10 and 20 %."
+    for count in (*range(1, 61), 100, 150, 300, 999, 1000, 10_000, 123_457):
+        parts = {}
+        for split, least in (("train", 1), ("val", 3), ("test", 2)):
+            if count >= least: parts[split] = list(WorldConfig(split=split, identities=count, performers=count).of(count)); continue
+            for name in ("identities", "performers"):
+                with pytest.raises(ConfigError, match=rf"{name}={count} leaves nobody for split='{split}'; give at least {least}"): WorldConfig(split=split, **{name: count})
+            with pytest.raises(ConfigError, match=f"{count} people leave nobody"): WorldConfig(split=split).of(count)
+        assert all(parts.values()) and sorted(sum(parts.values(), [])) == list(range(count)), count
+        if count >= 3: assert all(abs(len(parts[split]) - share*count) <= 1.5 for split, share in (("train", .7), ("val", .1), ("test", .2))), count
+    of = lambda split, count: WorldConfig(split=split).of(count)
+    assert [of(s, 1000) for s in ("train", "val", "test")] == [range(700), range(700, 800), range(800, 1000)] and [of(s, 40) for s in ("train", "val", "test")] == [range(28), range(28, 32), range(32, 40)]
+    for wrong in (0, -1, 2.5, True, "7"):
+        with pytest.raises(ConfigError, match="whole number"): WorldConfig().of(wrong)
 
 
 @pytest.mark.parametrize("name", list(SETS))
