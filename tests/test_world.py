@@ -11,12 +11,15 @@ import torch
 
 from hclab.core.config import ConfigError
 from hclab.core.sample import validate
+from hclab.core.skeleton import SKELETONS, skeleton
 from hclab.data import cast
-from hclab.data.augment import mirror, warp
+from hclab.data.augment import Rules, mirror, warp
 from hclab.data.backdrops import draw_backdrop
 from hclab.data.body import body
 from hclab.data.dress import joints_in
 from hclab.data.grammar import ACTIONS
+from hclab.data.identity import ATTRIBUTES
+from hclab.data.labels import BODY_PARTS, CHARTS, GARMENTS
 from hclab.data.materials import colour, painted
 from hclab.data.occlusion import with_things
 from hclab.data.render import Settings, render
@@ -100,14 +103,78 @@ def test_boxes_hold_their_masks_and_meshes(scenes):
                 assert bx1 <= x1 + 1 and by1 <= y1 + 1 and bx2 >= x2 - 1 and by2 >= y2 - 1
 
 
+FACE_SIDES = {**{i: 16 - i for i in range(17)}, **{i: 43 - i for i in range(17, 27)}, **{i: 66 - i for i in range(31, 36)}, 36: 45, 37: 44, 38: 43, 39: 42, 40: 47, 41: 46, 48: 54, 49: 53, 50: 52, 55: 59, 56: 58, 60: 64, 61: 63, 65: 67}
+
+
+def other_side(name, names):
+    "The name of the mirror image: left and right exchanged, lhip and rhip too, and the 68 points of a face by the list of who numbered them."
+    if name.startswith("face_"):
+        sides = FACE_SIDES | {b: a for a, b in FACE_SIDES.items()}
+        return f"face_{sides.get(int(name[5:]), int(name[5:]))}"
+    for a, b in (("left", "right"), ("right", "left")):
+        if a in name: return name.replace(a, b)
+    return swapped if name[0] in "lr" and (swapped := {"l": "r", "r": "l"}[name[0]] + name[1:]) in names else name
+
+
+def is_mirrored(s, flipped) -> int:
+    "How many joints and labels of `s` changed sides; every one of them is looked up by its name, and each pixel in the column as far from the other edge."
+    W, names = s["image_size"][1], skeleton(s["skeleton"]).names
+    sides = [names.index(other_side(name, names)) for name in names]
+    for j, k in enumerate(sides):
+        assert torch.allclose(flipped["joints2d"][:, j, 0], W - s["joints2d"][:, k, 0], atol=1e-4) and torch.equal(flipped["joints2d"][:, j, 1], s["joints2d"][:, k, 1]), names[j]
+        assert torch.allclose(flipped["joints3d"][:, j], s["joints3d"][:, k]*torch.tensor([-1., 1, 1]), atol=1e-6) and torch.equal(flipped["visibility"][:, j], s["visibility"][:, k]), names[j]
+    changed = sum(j != k for j, k in enumerate(sides))
+    for maps, known, was in ((flipped["body_parts"], BODY_PARTS, s["body_parts"]), (flipped["garments"], GARMENTS, s["garments"]), (flipped["iuv"][0].long(), CHARTS, s["iuv"][0].long())):
+        meant = torch.tensor([known.index(other_side(name, ())) for name in known])
+        assert torch.equal(maps, meant[was.flip(-1)])
+        changed += int((meant[was] != was).any())
+    u, v, part = s["iuv"][1].flip(-1), s["iuv"][2].flip(-1), s["iuv"][0].long().flip(-1)
+    arms, head = (part >= 15) & (part <= 22), part >= 23
+    assert torch.equal(flipped["iuv"][2], v) and torch.equal(flipped["iuv"][1][arms], u[arms]) and torch.allclose(flipped["iuv"][1][head], (.5 - u[head]) % 1, atol=1e-6)
+    assert torch.allclose(flipped["iuv"][1][(part > 0) & ~arms & ~head], 1 - u[(part > 0) & ~arms & ~head], atol=1e-6)
+    return changed
+
+
+WHOLE = Rules(outside=2, clip_boxes=False, vanished="keep")
+
+
 def test_left_stays_left_in_a_mirror(scenes):
-    for c, _, _, s in [x for x in scenes if len(x[3]["boxes"]) == 1][:4]:
-        H, W = c.size
-        flipped = warp(s, mirror(W), (H, W))
-        names_left = lambda t: {k: int(((t["body_parts"] == k)).sum()) for k in (4, 5, 6, 1, 2, 3)}
-        a, b = names_left(s), names_left(flipped)
-        assert (a[4], a[5], a[6]) == (b[1], b[2], b[3]) and (a[1], a[2], a[3]) == (b[4], b[5], b[6])
-        assert torch.allclose(warp(flipped, mirror(W), (H, W))["joints2d"], s["joints2d"], atol=1e-3)
+    for c, _, _, s in scenes:
+        flipped = warp(s, mirror(c.size[1]), c.size, WHOLE)
+        assert is_mirrored(s, flipped) >= 15, "six pairs of joints, and of the parts, clothes and charts some"
+        back = warp(flipped, mirror(c.size[1]), c.size, WHOLE)
+        assert torch.allclose(back["joints2d"], s["joints2d"], atol=1e-4) and all(torch.equal(back[k], s[k]) for k in ("image", "depth", "body_parts", "garments", "visibility", "attributes", "attribute_mask")) and back["caption"] == s["caption"]
+
+
+@pytest.mark.parametrize("layout", SKELETONS)
+def test_joints_of_every_layout_change_sides_in_a_mirror(layout, scenes):
+    for config, i, scene, _ in scenes[:3]:
+        s = to_sample(replace(config, layout=layout), scene, i)
+        assert is_mirrored(s, warp(s, mirror(config.size[1]), config.size, WHOLE)) >= 12
+
+
+def test_attributes_joints_and_caption_name_the_same_side_in_a_mirror():
+    "Which shoulder is nearer says it too: whoever is seen from the left has the left one before the right."
+    left, right = ("seen from the left side", "seen from the right side")
+    said = lambda s: [name for name, has, seen in zip(ATTRIBUTES, s["attributes"].tolist(), s["attribute_mask"].tolist(), strict=True) if has and seen and "seen from" in name]
+    nearer = lambda s: left if s["joints3d"][0, 5, 2] < s["joints3d"][0, 6, 2] else right
+    words, found = 0, set()
+    for azimuth in (90., 270.):
+        config = replace(SMALL, size=(96, 96), azimuth=(azimuth, azimuth), actions=("idle", "walk"))
+        for i in range(8):
+            s = draw_sample(config, i)
+            flipped = warp(s, mirror(96), (96, 96))
+            assert said(s) == [nearer(s)] and said(flipped) == [nearer(flipped)] and {*said(s), *said(flipped)} == {left, right}
+            others = [n for n, name in enumerate(ATTRIBUTES) if name not in (left, right)]
+            assert all(torch.equal(flipped[k][others], s[k][others]) for k in ("attributes", "attribute_mask"))
+            found.add(said(s)[0])
+            if "Seen from" in s["caption"]:
+                words += 1
+                assert f"Seen from the {said(s)[0].split()[3]}:" in s["caption"] and f"Seen from the {said(flipped)[0].split()[3]}:" in flipped["caption"]
+            mask = torch.tensor([name != left for name in ATTRIBUTES])
+            assert warp(s | {"attribute_mask": mask}, mirror(96), (96, 96))["attribute_mask"].tolist() == [name != right for name in ATTRIBUTES], "and what was not judged of one side is not of the other"
+            assert torch.equal(warp(s, torch.eye(3, dtype=torch.float64), (96, 96))["attributes"], s["attributes"])
+    assert found == {left, right} and words > 1, "captions that name the view"
 
 
 def test_the_face_is_seen_from_the_front_and_not_from_the_back():
@@ -188,6 +255,7 @@ def test_ready_made_sets_keep_the_contract(name):
     small = ready_made(name, size=tuple(s//2 for s in SETS[name].size))
     s = validate(draw_sample(small, 7))
     assert s["skeleton"] == small.layout and small.people[0] <= len(s["joints2d"]) <= small.people[1] and s["caption"]
+    assert is_mirrored(s, warp(s, mirror(small.size[1]), small.size, WHOLE)) >= 15
     if name in ("person_crops", "reid"): assert .6 < (s["boxes"][0, 3] - s["boxes"][0, 1])/small.size[0] < 1.3
 
 
