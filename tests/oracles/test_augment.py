@@ -41,8 +41,8 @@ def scene(people=2, seed=0, size=(H, W), distortion=True):
     visibility = torch.randint(0, 3, (people, 17), generator=g).to(torch.int8)
     visibility = torch.where(inside(joints2d, size), visibility, 0)
     return dict(image=rand(3, h, w), depth=(1 + rand(1, h, w)) * (rand(1, h, w) > .1), instance_ids=ids, body_parts=part, garments=torch.randint(0, 20, (h, w), generator=g) * on,
-                iuv=torch.cat([part[None].float(), rand(2, h, w) * on]), joints2d=joints2d, joints3d=joints3d, visibility=visibility, boxes=boxes, visible_boxes=seen, camera=camera,
-                sequence=rand(1, 3, 17, 3), body_mask=torch.ones(1, 3, dtype=torch.bool), frame="camera", fps=30.0, action=2, segments=[(0, 3, 2)], identity=5, camera_id=1,
+                iuv=torch.cat([part[None].float(), rand(2, h, w) * on]), joints2d=joints2d, joints3d=joints3d, visibility=visibility, boxes=boxes, visible_boxes=seen, hidden=torch.arange(people) / max(people, 1), camera=camera,
+                sequence=rand(1, 3, 17, 3), body_mask=torch.ones(1, 3, dtype=torch.bool), frame="camera", fps=30.0, action=2, segments=[(0, 3, 2)], identity=5, outfit=2, camera_id=1,
                 attributes=(rand(56) > .5).float(), attribute_mask=rand(56) > .3, caption="Left hand up, right foot out", skeleton=LAYOUT, image_size=size, source="test", index=seed)
 
 
