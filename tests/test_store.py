@@ -66,7 +66,7 @@ def samples(draw):
         {"joints2d": joints, "joints3d": real(n, 17, 3), "visibility": visibility, "skeleton": "COCO17"},
         {"camera": {"K": torch.tensor([[500.5, 0, 3], [0, 499.25, 4], [0, 0, 1]]), "R": torch.eye(3), "t": real(3), "distortion": real(5)}},
         {"sequence": real(m, t, 17, 3), "body_mask": real(m, t) > 0.5, "frame": "world", "fps": 29.97, "skeleton": "COCO17", "segments": [(0, t, 3)] * (t > 0)},
-        {"action": 7}, {"identity": 0, "camera_id": 3}, {"attributes": real(5).round(), "attribute_mask": real(5) > 0.5}, {"caption": "a “quoted”, lived-in señor\n"}, {"image_size": (h, w)},
+        {"action": 7}, {"identity": 0, "outfit": 1, "camera_id": 3}, {"attributes": real(5).round(), "attribute_mask": real(5) > 0.5}, {"caption": "a “quoted”, lived-in señor\n"}, {"image_size": (h, w)},
         {"source": "drawn/train", "index": 2**40}]
     return {k: v for group in groups if draw(st.booleans()) for k, v in group.items()}
 

@@ -10,19 +10,24 @@ import pytest
 import torch
 
 from hclab.core.config import ConfigError
+from hclab.core.metrics import cmc_map
 from hclab.core.sample import validate
-from hclab.data import cast
-from hclab.data.augment import mirror, warp
+from hclab.core.skeleton import SKELETONS, skeleton
+from hclab.data import cast, store, world
+from hclab.data.augment import Rules, mirror, warp
 from hclab.data.backdrops import draw_backdrop
 from hclab.data.body import body
 from hclab.data.dress import joints_in
 from hclab.data.grammar import ACTIONS
+from hclab.data.identity import ATTRIBUTES, CLOTHES, VIEWS
+from hclab.data.labels import BODY_PARTS, CHARTS, GARMENTS
 from hclab.data.materials import colour, painted
 from hclab.data.occlusion import with_things
 from hclab.data.render import Settings, render
 from hclab.data.scenery import Box
+from hclab.data.shards import Stored
 from hclab.data.store import set_folder
-from hclab.data.world import BEHIND, SETS, World, WorldConfig, draw_sample, draw_scene, ready_made, to_sample, view_of, visibility
+from hclab.data.world import BEHIND, SETS, World, WorldConfig, WorldError, draw_sample, draw_scene, meeting, post, ready_made, round_of, stored_as, to_sample, view_of, visibility
 
 SMALL = replace(SETS["rgbd"], size=(128, 128))
 
@@ -100,14 +105,78 @@ def test_boxes_hold_their_masks_and_meshes(scenes):
                 assert bx1 <= x1 + 1 and by1 <= y1 + 1 and bx2 >= x2 - 1 and by2 >= y2 - 1
 
 
+FACE_SIDES = {**{i: 16 - i for i in range(17)}, **{i: 43 - i for i in range(17, 27)}, **{i: 66 - i for i in range(31, 36)}, 36: 45, 37: 44, 38: 43, 39: 42, 40: 47, 41: 46, 48: 54, 49: 53, 50: 52, 55: 59, 56: 58, 60: 64, 61: 63, 65: 67}
+
+
+def other_side(name, names):
+    "The name of the mirror image: left and right exchanged, lhip and rhip too, and the 68 points of a face by the list of who numbered them."
+    if name.startswith("face_"):
+        sides = FACE_SIDES | {b: a for a, b in FACE_SIDES.items()}
+        return f"face_{sides.get(int(name[5:]), int(name[5:]))}"
+    for a, b in (("left", "right"), ("right", "left")):
+        if a in name: return name.replace(a, b)
+    return swapped if name[0] in "lr" and (swapped := {"l": "r", "r": "l"}[name[0]] + name[1:]) in names else name
+
+
+def is_mirrored(s, flipped) -> int:
+    "How many joints and labels of `s` changed sides; every one of them is looked up by its name, and each pixel in the column as far from the other edge."
+    W, names = s["image_size"][1], skeleton(s["skeleton"]).names
+    sides = [names.index(other_side(name, names)) for name in names]
+    for j, k in enumerate(sides):
+        assert torch.allclose(flipped["joints2d"][:, j, 0], W - s["joints2d"][:, k, 0], atol=1e-4) and torch.equal(flipped["joints2d"][:, j, 1], s["joints2d"][:, k, 1]), names[j]
+        assert torch.allclose(flipped["joints3d"][:, j], s["joints3d"][:, k]*torch.tensor([-1., 1, 1]), atol=1e-6) and torch.equal(flipped["visibility"][:, j], s["visibility"][:, k]), names[j]
+    changed = sum(j != k for j, k in enumerate(sides))
+    for maps, known, was in ((flipped["body_parts"], BODY_PARTS, s["body_parts"]), (flipped["garments"], GARMENTS, s["garments"]), (flipped["iuv"][0].long(), CHARTS, s["iuv"][0].long())):
+        meant = torch.tensor([known.index(other_side(name, ())) for name in known])
+        assert torch.equal(maps, meant[was.flip(-1)])
+        changed += int((meant[was] != was).any())
+    u, v, part = s["iuv"][1].flip(-1), s["iuv"][2].flip(-1), s["iuv"][0].long().flip(-1)
+    arms, head = (part >= 15) & (part <= 22), part >= 23
+    assert torch.equal(flipped["iuv"][2], v) and torch.equal(flipped["iuv"][1][arms], u[arms]) and torch.allclose(flipped["iuv"][1][head], (.5 - u[head]) % 1, atol=1e-6)
+    assert torch.allclose(flipped["iuv"][1][(part > 0) & ~arms & ~head], 1 - u[(part > 0) & ~arms & ~head], atol=1e-6)
+    return changed
+
+
+WHOLE = Rules(outside=2, clip_boxes=False, vanished="keep")
+
+
 def test_left_stays_left_in_a_mirror(scenes):
-    for c, _, _, s in [x for x in scenes if len(x[3]["boxes"]) == 1][:4]:
-        H, W = c.size
-        flipped = warp(s, mirror(W), (H, W))
-        names_left = lambda t: {k: int(((t["body_parts"] == k)).sum()) for k in (4, 5, 6, 1, 2, 3)}
-        a, b = names_left(s), names_left(flipped)
-        assert (a[4], a[5], a[6]) == (b[1], b[2], b[3]) and (a[1], a[2], a[3]) == (b[4], b[5], b[6])
-        assert torch.allclose(warp(flipped, mirror(W), (H, W))["joints2d"], s["joints2d"], atol=1e-3)
+    for c, _, _, s in scenes:
+        flipped = warp(s, mirror(c.size[1]), c.size, WHOLE)
+        assert is_mirrored(s, flipped) >= 15, "six pairs of joints, and of the parts, clothes and charts some"
+        back = warp(flipped, mirror(c.size[1]), c.size, WHOLE)
+        assert torch.allclose(back["joints2d"], s["joints2d"], atol=1e-4) and all(torch.equal(back[k], s[k]) for k in ("image", "depth", "body_parts", "garments", "visibility", "attributes", "attribute_mask")) and back["caption"] == s["caption"]
+
+
+@pytest.mark.parametrize("layout", SKELETONS)
+def test_joints_of_every_layout_change_sides_in_a_mirror(layout, scenes):
+    for config, i, scene, _ in scenes[:3]:
+        s = to_sample(replace(config, layout=layout), scene, i)
+        assert is_mirrored(s, warp(s, mirror(config.size[1]), config.size, WHOLE)) >= 12
+
+
+def test_attributes_joints_and_caption_name_the_same_side_in_a_mirror():
+    "Which shoulder is nearer says it too: whoever is seen from the left has the left one before the right."
+    left, right = ("seen from the left side", "seen from the right side")
+    said = lambda s: [name for name, has, seen in zip(ATTRIBUTES, s["attributes"].tolist(), s["attribute_mask"].tolist(), strict=True) if has and seen and "seen from" in name]
+    nearer = lambda s: left if s["joints3d"][0, 5, 2] < s["joints3d"][0, 6, 2] else right
+    words, found = 0, set()
+    for azimuth in (90., 270.):
+        config = replace(SMALL, size=(96, 96), azimuth=(azimuth, azimuth), actions=("idle", "walk"))
+        for i in range(8):
+            s = draw_sample(config, i)
+            flipped = warp(s, mirror(96), (96, 96))
+            assert said(s) == [nearer(s)] and said(flipped) == [nearer(flipped)] and {*said(s), *said(flipped)} == {left, right}
+            others = [n for n, name in enumerate(ATTRIBUTES) if name not in (left, right)]
+            assert all(torch.equal(flipped[k][others], s[k][others]) for k in ("attributes", "attribute_mask"))
+            found.add(said(s)[0])
+            if "Seen from" in s["caption"]:
+                words += 1
+                assert f"Seen from the {said(s)[0].split()[3]}:" in s["caption"] and f"Seen from the {said(flipped)[0].split()[3]}:" in flipped["caption"]
+            mask = torch.tensor([name != left for name in ATTRIBUTES])
+            assert warp(s | {"attribute_mask": mask}, mirror(96), (96, 96))["attribute_mask"].tolist() == [name != right for name in ATTRIBUTES], "and what was not judged of one side is not of the other"
+            assert torch.equal(warp(s, torch.eye(3, dtype=torch.float64), (96, 96))["attributes"], s["attributes"])
+    assert found == {left, right} and words > 1, "captions that name the view"
 
 
 def test_the_face_is_seen_from_the_front_and_not_from_the_back():
@@ -166,11 +235,21 @@ def test_a_missing_modality_is_a_missing_key():
     assert all(len(m) == 1 for m in missing) and len({next(iter(m)) for m in missing}) == 2
 
 
-def test_splits_share_nobody():
-    of = {split: (set(WorldConfig(split=split).of(1000)), set(WorldConfig(split=split).of(40))) for split in ("train", "val", "test")}
-    for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
-        assert not of[a][0] & of[b][0] and not of[a][1] & of[b][1]
-    assert sum(len(v[0]) for v in of.values()) == 1000
+def test_splits_share_nobody_however_few_there_are():
+    "Counted one by one: each person of a city is in one split, each split has somebody, and many are shared out as 70, 10 and 20 %."
+    for count in (*range(1, 61), 100, 150, 300, 999, 1000, 10_000, 123_457):
+        parts = {}
+        for split, least in (("train", 1), ("val", 3), ("test", 2)):
+            if count >= least: parts[split] = list(WorldConfig(split=split, identities=count, performers=count).of(count)); continue
+            for name in ("identities", "performers"):
+                with pytest.raises(ConfigError, match=rf"{name}={count} leaves nobody for split='{split}'; give at least {least}"): WorldConfig(split=split, **{name: count})
+            with pytest.raises(ConfigError, match=f"{count} people leave nobody"): WorldConfig(split=split).of(count)
+        assert all(parts.values()) and sorted(sum(parts.values(), [])) == list(range(count)), count
+        if count >= 3: assert all(abs(len(parts[split]) - share*count) <= 1.5 for split, share in (("train", .7), ("val", .1), ("test", .2))), count
+    of = lambda split, count: WorldConfig(split=split).of(count)
+    assert [of(s, 1000) for s in ("train", "val", "test")] == [range(700), range(700, 800), range(800, 1000)] and [of(s, 40) for s in ("train", "val", "test")] == [range(28), range(28, 32), range(32, 40)]
+    for wrong in (0, -1, 2.5, True, "7"):
+        with pytest.raises(ConfigError, match="whole number"): WorldConfig().of(wrong)
 
 
 @pytest.mark.parametrize("name", list(SETS))
@@ -178,7 +257,8 @@ def test_ready_made_sets_keep_the_contract(name):
     small = ready_made(name, size=tuple(s//2 for s in SETS[name].size))
     s = validate(draw_sample(small, 7))
     assert s["skeleton"] == small.layout and small.people[0] <= len(s["joints2d"]) <= small.people[1] and s["caption"]
-    if name in ("person_crops", "reid"): assert .6 < (s["boxes"][0, 3] - s["boxes"][0, 1])/small.size[0] < 1.3
+    assert is_mirrored(s, warp(s, mirror(small.size[1]), small.size, WHOLE)) >= 15
+    if name == "person_crops": assert .6 < (s["boxes"][0, 3] - s["boxes"][0, 1])/small.size[0] < 1.3
 
 
 def test_people_of_a_crowd_do_not_stand_in_each_other():
@@ -237,6 +317,222 @@ def test_an_added_colour_and_garment_change_nobody_else(monkeypatch):
     monkeypatch.setitem(people.SLEEVES, "smock", "short")
     s = draw_sample(asked, 0)
     assert "mint" in s["caption"] and s["attributes"][people.ATTRIBUTES.index("green top")] == 1
+
+
+# ------------------------------------------------------------------------------------------------ people seen again
+REID = ready_made("reid", size=(128, 64), actions=("idle", "walk"), noise=0.0)
+
+
+@pytest.fixture(scope="module")
+def met():
+    "Three people before six cameras in two outfits."
+    return [validate(draw_sample(REID, i)) for i in range(36)]
+
+
+def eye_of(s): return -s["camera"]["R"].double().T @ s["camera"]["t"].double()
+
+
+def seen_from(s):
+    "Degrees from where the hips face to the camera, from the joints and the camera of a sample: 0 sees the face, 90 the left side."
+    R, t = s["camera"]["R"].double(), s["camera"]["t"].double()
+    left, right = ((s["joints3d"][0, j].double() - t) @ R for j in (11, 12))
+    ahead, way = torch.linalg.cross(left - right, torch.tensor([0., 0, 1], dtype=torch.float64)), eye_of(s) - (left + right)/2
+    turn = lambda v: torch.atan2(v[0], -v[1])
+    return float(torch.rad2deg(turn(way) - turn(ahead))) % 360
+
+
+def apart(a, b): return abs((a - b + 180) % 360 - 180)
+
+
+def same_directions(a, b):
+    "Pixels of picture a and of picture b that look the same way into the world, where both show the place: (n,2) rows and columns of each. For cameras at one point it takes no more than this."
+    (H, W), K, L = a["image_size"], a["camera"]["K"].double(), b["camera"]["K"].double()
+    y, x = torch.meshgrid(torch.arange(H), torch.arange(W), indexing="ij")
+    ways = torch.stack([x + .5, y + .5, torch.ones(H, W)], -1).reshape(-1, 3).double() @ torch.linalg.inv(K).T @ a["camera"]["R"].double()
+    there = ways @ b["camera"]["R"].double().T @ L.T
+    u, v = (there[:, :2]/there[:, 2:]).floor().long().T
+    inside = (there[:, 2] > 0) & (u >= 0) & (u < W) & (v >= 0) & (v < H)
+    at, to = torch.stack([y.flatten(), x.flatten()], 1)[inside], torch.stack([v, u], 1)[inside]
+    place = (a["instance_ids"][tuple(at.T)] == 0) & (b["instance_ids"][tuple(to.T)] == 0)
+    return at[place], to[place]
+
+
+def test_everybody_comes_before_every_camera_in_every_outfit_as_often():
+    "Counted in what was drawn: two rounds of the product, and no more."
+    config = replace(REID, size=(16, 16), identities=5, outfits=2, cameras=2)
+    for split, people in (("train", [0, 1, 2]), ("test", [4])):
+        part = replace(config, split=split)
+        rounds = [[(s["identity"], s["outfit"], s["camera_id"]) for s in (draw_sample(part, k*round_of(part) + i) for i in range(round_of(part)))] for k in range(2)]
+        for took in rounds: assert sorted(took) == [(p, o, c) for p in people for o in range(2) for c in range(2)]
+    pictures = [draw_sample(part, i)["joints3d"] for i in (0, round_of(part))]
+    assert not torch.allclose(*pictures), "another take is another moment"
+
+
+def test_any_number_of_samples_is_of_use():
+    "Of all its people but the last, each was seen by all cameras; as soon as one outfit is done the next begins; nobody is a take ahead of anybody."
+    config = ready_made("reid", identities=20, outfits=3, cameras=4)
+    meetings = [meeting(config, i) for i in range(2*round_of(config) + 7)]
+    assert len({(m.identity, m.outfit, m.camera, m.take) for m in meetings}) == len(meetings)
+    for n in (1, 4, 5, 12, 13, 100, len(meetings)):
+        before = meetings[:n]
+        groups = [[m for m in before if (m.identity, m.outfit, m.take) == g] for g in {(m.identity, m.outfit, m.take) for m in before}]
+        assert sum(len({m.camera for m in g}) < 4 for g in groups) <= 1, "all cameras but for the group that is under way"
+        often = [sum(m.identity == p for m in before) for p in config.of(20)]
+        assert max(often) - min(often) <= 12 and round_of(config) == 14*3*4
+
+
+def test_a_camera_stays_where_it_is_and_others_are_elsewhere(met):
+    "Read from the cameras and joints of the samples: centre, height and focal length are one for all, and the side from which people are seen."
+    of = {c: [s for s in met if s["camera_id"] == c] for c in range(6)}
+    for mine in of.values():
+        assert len(mine) == 6 and len({s["identity"] for s in mine}) == 3
+        for s in mine: assert torch.allclose(eye_of(s), eye_of(mine[0]), atol=1e-4) and torch.equal(s["camera"]["K"], mine[0]["camera"]["K"]) and apart(seen_from(s), seen_from(mine[0])) < 12
+    eyes, angles, focal = [eye_of(of[c][0]) for c in of], [seen_from(of[c][0]) for c in of], [float(of[c][0]["camera"]["K"][0, 0])/128 for c in of]
+    for a in range(6):
+        assert REID.height[0] <= float(eyes[a][2]) <= REID.height[1] and REID.focal[0] <= focal[a] <= REID.focal[1]
+        for b in range(a): assert (eyes[a] - eyes[b]).norm() > .1 and apart(angles[a], angles[b]) > 15 and focal[a] != focal[b]
+    assert len({VIEWS[int((angle + 45)//90) % 4] for angle in angles}) == 4, "from all four sides"
+    high = [float(s["boxes"][0, 3] - s["boxes"][0, 1])/128 for s in met]
+    assert REID.scale[0] - .03 < min(high) and max(high) < REID.scale[1] + .03 and max(high) - min(high) > .08, "as high in the picture as asked, from wherever they are seen"
+    for azimuth in (90., 270.):
+        s = draw_sample(replace(REID, size=(32, 16), azimuth=(azimuth - 10, azimuth + 10)), 1)
+        assert apart(seen_from(s), azimuth) < 15, "degrees count as without cameras that stay: 90 sees the left side"
+
+
+def test_a_camera_sees_one_place_in_one_light_with_one_exposure(met):
+    "A camera that only turns shows the same colours and distances in the same directions; other cameras don't. People are left out, and their shadows by medians: over the pixels of a pair of pictures, and over the pairs of a camera."
+    def differ(a, b):
+        at, to = same_directions(a, b)
+        if len(at) < 300: return None
+        pick = lambda s, p: s["image"][:, p[:, 0], p[:, 1]]
+        far = lambda s, p: s["depth"][0, p[:, 0], p[:, 1]].double()*(torch.cat([p[:, [1]] + .5, p[:, [0]] + .5, torch.ones(len(p), 1)], 1).double() @ torch.linalg.inv(s["camera"]["K"].double()).T).norm(dim=1)
+        d, e = far(a, at), far(b, to)
+        both = (d > 0) & (e > 0)
+        change = pick(a, at) - pick(b, to)
+        return float(change.abs().mean(0).median()), float((d/e - 1)[both].abs().median()), float(change.median(1).values.abs().max())
+    other = [d for i, a in enumerate(met[:12]) for b in met[:i] if a["camera_id"] != b["camera_id"] and (d := differ(a, b))]
+    assert other and min(d[0] for d in other) > .05 and min(d[1] for d in other) > .05
+    for camera in range(6):
+        mine = [s for s in met if s["camera_id"] == camera]
+        colours, depths, casts = np.array([d for i, a in enumerate(mine) for b in mine[:i] if (d := differ(a, b))]).T
+        assert len(depths) > 5 and depths.max() < .02, "one place"
+        assert np.median(colours) < .02 and np.median(casts) < .006, "one light; no channel is brighter or darker: one exposure and one white balance"
+
+
+def test_who_is_seen_again_is_the_same_person_from_another_side():
+    config = replace(REID, size=(96, 48))
+    scenes = [draw_scene(config, i) for i in range(6)]
+    who = {s.actors[0].who for s in scenes}
+    assert len(who) == 1 and len({s.camera_id for s in scenes}) == 6 and len({(s.actors[0].action, s.actors[0].performer, round(float(s.actors[0].person.joints.sum()), 3)) for s in scenes}) == 6
+    samples = [to_sample(config, s, i) for i, s in enumerate(scenes)]
+    views = [n for n, name in enumerate(ATTRIBUTES) if "seen from" in name]
+    looks = [n for n, name in enumerate(ATTRIBUTES) if "seen from" not in name]
+    for s in samples[1:]: assert torch.equal(s["attributes"][looks], samples[0]["attributes"][looks])
+    assert len({tuple(s["attributes"][views].tolist()) for s in samples}) > 2
+    for s in samples: assert s["attributes"][ATTRIBUTES.index(f"seen from the {VIEWS[int((seen_from(s) + 45)//90) % 4]}")] == 1 or min(seen_from(s) % 90, 90 - seen_from(s) % 90) > 33, "but at a corner"
+
+
+def test_clothes_change_with_the_knob_and_only_then(met):
+    "Worn clothes are compared; a person keeps shape, skin, eyes and hair."
+    def worn(config, n):
+        return {(m.identity, m.outfit, m.camera, m.take): world.dressed(config, m.identity, m.outfit) for m in (meeting(config, i) for i in range(n))}
+    outfit = lambda who: tuple(getattr(who.look, name) for name in CLOTHES)
+    one, two = replace(REID, outfits=1), REID
+    for (p, o, _, _), who in worn(one, 60).items(): assert o == who.outfit == 0 and who == world.dressed(two, p, 0)
+    for (p, o, _, _), who in worn(two, 240).items():
+        first = world.dressed(two, p, 0)
+        assert who.outfit == o and replace(who.look, **{k: getattr(first.look, k) for k in CLOTHES}) == first.look and who.shape == first.shape and (outfit(who) != outfit(first)) == bool(o)
+    shares = {share: {p for p in range(200) if world.dressed(replace(two, change_clothes=share), p, 1).outfit} for share in (0., .3, .6, 1.)}
+    assert not shares[0.] and len(shares[1.]) == 200 and shares[.3] < shares[.6], "who changes at a third still changes at more"
+    for share in (.3, .6): assert abs(len(shares[share]) - 200*share) < 3*(200*share*(1 - share))**.5
+    for i in (6, 9):
+        a, b = draw_sample(REID, i), draw_sample(replace(REID, change_clothes=0.0), i)
+        assert (a["outfit"], b["outfit"]) == (1, 0) and a["identity"] == b["identity"] and a["camera_id"] == b["camera_id"] and a["action"] == b["action"] and not torch.equal(a["image"], b["image"])
+        assert torch.allclose(a["joints3d"], b["joints3d"], atol=.1), "they stand as they would have stood"
+    assert [s["outfit"] for s in met] == [i//6 % 2 for i in range(36)]
+
+
+def test_without_cameras_outfits_are_drawn_and_the_knob_takes_them_back():
+    plain = replace(SMALL, size=(32, 32), outfits=3)
+    drawn, kept = ([draw_sample(replace(plain, change_clothes=share), i) for i in range(7)] for share in (1.0, 0.0))
+    assert {s["outfit"] for s in drawn} == {0, 1, 2} and {s["outfit"] for s in kept} == {0} and not any("camera_id" in s for s in drawn)
+    for a, b in zip(drawn, kept): assert (a["identity"], a["action"]) == (b["identity"], b["action"]) and (a["outfit"] > 0 or digest(a) == digest(b))
+    assert all(draw_sample(SMALL, i)["outfit"] == 0 for i in range(2))
+
+
+def test_splits_share_cameras_and_nobody():
+    parts = {split: [draw_sample(replace(REID, size=(16, 16), identities=6, cameras=2, split=split), i) for i in range(4)] for split in ("train", "val", "test")}
+    who = {split: {s["identity"] for s in samples} for split, samples in parts.items()}
+    assert not (who["train"] & who["val"] or who["train"] & who["test"] or who["val"] & who["test"]) and all(who.values())
+    for samples in parts.values():
+        for s in samples: assert torch.allclose(eye_of(s), eye_of(parts["train"][s["camera_id"]]), atol=1e-4)
+    assert [s["source"] for s in (parts["val"][0], parts["test"][0])] == ["world/val", "world/test"]
+
+
+def _met_again(index): return digest(draw_sample(replace(REID, size=(48, 24)), index))
+
+
+def test_before_cameras_the_same_bytes_whoever_draws_and_in_any_order():
+    post.cache_clear()
+    here = {i: _met_again(i) for i in (13, 0, 7, 1)}
+    with multiprocessing.get_context("spawn").Pool(2) as pool: there = pool.map(_met_again, [0, 1, 7, 13])
+    assert there == [here[i] for i in (0, 1, 7, 13)] and len(set(there)) == 4
+    more = replace(REID, cameras=9, places=list(REID.places), seed=0)
+    assert np.array_equal(post(REID, 4).eye, post(more, 4).eye) and post(more, 4).backdrop.style == post(REID, 4).backdrop.style, "more cameras leave the others where they are"
+    assert not np.array_equal(post(REID, 4).eye, post(replace(REID, seed=1), 4).eye)
+    assert len({post(more, c).backdrop.kind for c in range(3)}) == 3 and len({(post(more, c).backdrop.kind, post(more, c).backdrop.style) for c in range(9)}) == 9
+    assert WorldConfig.from_dict(more.to_dict()) == replace(more) and set_folder("reid", more) != set_folder("reid", replace(more, cameras=8)) != set_folder("reid", replace(more, cameras=8, change_clothes=.5))
+
+
+def test_queries_and_gallery_are_made_from_stored_keys_alone(tmp_path):
+    config = replace(REID, size=(32, 16), identities=4, cameras=3)
+    store.make(tmp_path/"reid", config, round_of(config), "hclab.data.world:draw_sample", workers=1, tell=None, start_method="fork", code={"world": "one"}, encoding=stored_as(config))
+    stored = Stored(tmp_path/"reid", keys=("identity", "camera_id", "outfit"))
+    keys = [stored[i] for i in range(len(stored))]
+    assert all(set(k) >= {"identity", "camera_id", "outfit"} and "image" not in k for k in keys) and len(keys) == 12
+    who, camera, outfit = (torch.tensor([k[name] for k in keys]) for name in ("identity", "camera_id", "outfit"))
+    perfect = (who[:, None] != who[None]).double()
+    for changed in (0, 1):
+        query, gallery = (outfit == 0) & (camera == 0), (outfit == changed) & (camera != 0)
+        scores = cmc_map(perfect[query][:, gallery], who[query], who[gallery], camera[query], camera[gallery], ranks=(1,))
+        assert scores["rank-1"].n == len(config.of(4)) == 2 and float(scores["rank-1"]) == float(scores["mAP"]) == 100, "every query has its answers before other cameras"
+
+
+def test_a_crowd_and_things_before_cameras_that_stay():
+    config = replace(REID, size=(64, 64), people=(2, 3), occlusion=1.0, covered=(.2, .4), cameras=3, sensor_depth=True)
+    for i in (0, 1, 2):
+        s, alone = validate(draw_sample(config, i)), draw_sample(replace(config, occlusion=0.0), i)
+        assert 2 <= len(s["joints2d"]) <= 3 and torch.equal(s["joints3d"], alone["joints3d"]) and s["camera_id"] == i and s["hidden"][0] >= alone["hidden"][0]
+        assert torch.allclose(eye_of(s), torch.from_numpy(post(config, i).eye), atol=1e-4)
+
+
+@pytest.mark.parametrize("wrong, says", [(dict(cameras=-1), "cameras=-1; give a whole number from 0"), (dict(cameras=2.0), "WorldConfig.cameras"), (dict(cameras=True), "WorldConfig.cameras"), (dict(change_clothes=1.5), "change_clothes=1.5; give a number from 0 to 1"),
+                                         (dict(change_clothes="all"), "WorldConfig.change_clothes"), (dict(cameras=3, reach=(3.0, 19.0)), "places go to 20 m"), (dict(cameras=1, focal=(12.0, 12.0)), "shorter focal length")])
+def test_cameras_that_cannot_be_are_said(wrong, says):
+    with pytest.raises(ConfigError, match=says): WorldConfig(**wrong)
+
+
+def test_a_place_without_room_for_a_camera_and_a_world_without_cameras_are_said(monkeypatch):
+    with pytest.raises(ConfigError, match="cameras=0.*give cameras=6"): meeting(WorldConfig(), 0)
+    monkeypatch.setattr(world.Backdrop, "clear", lambda *_: False)
+    with pytest.raises(WorldError, match="camera 1: eight places .* ask for other places"): post(replace(REID, seed=77), 1)
+
+
+# who and where, as they were drawn before there were cameras that stay: person, action, performer, place, style, people, camera's centre and focal length
+DRAWN = {"rgbd": (274, "squat", 24, "street", "evening", 1, [.130, 2.028, 1.342], 70.461), "person_crops": (274, "squat", 24, "street", "evening", 1, [.118, 1.836, 1.342], 76.861),
+         "crowd": (125, "drink", 1, "field", "day", 4, [-.643, -3.935, .956], 104.193), "sports": (274, "jump", 24, "field", "overcast", 1, [3.997, 2.922, 1.763], 115.760),
+         "depth_pose": (274, "squat", 24, "room", "overcast", 1, [-4.291, -.252, 1.763], 115.760), "domains": (274, "squat", 24, "field", "overcast", 1, [.130, 2.028, 1.342], 70.461),
+         "without cameras": (82, "stretch", 13, "street", "lamp", 1, [.257, -2.206, 1.342], 70.461)}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_knobs_that_are_off_draw_nothing(name):
+    "Sample 7 of each set is who it always was: no setting takes a random number that it does not need."
+    config = SETS.get(name) or WorldConfig(size=(256, 128), scale=(.8, .96), centred=.04, identities=300, outfits=2)
+    scene = draw_scene(replace(config, size=tuple(n//4 for n in config.size)), 7)
+    first = scene.actors[0]
+    assert (first.who.number, first.action, first.performer, scene.place, scene.style, len(scene.actors)) == DRAWN[name][:6]
+    assert scene.camera.centre.tolist() == pytest.approx(DRAWN[name][6], abs=2e-3) and float(scene.camera.K[0, 0]) == pytest.approx(DRAWN[name][7], abs=2e-3)
 
 
 # ------------------------------------------------------------------------------------------------ things in front

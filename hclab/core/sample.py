@@ -72,6 +72,7 @@ FIELDS |= {
     "action": Field("", "int", "", (0, None), "class of the whole sequence"),
     "segments": Field("", "list", "frames", (0, None), "(start, end, action) in frames, end exclusive", ("sequence",)),
     "identity": Field("", "int", "", (0, None), "who it is"),
+    "outfit": Field("", "int", "", (0, None), "which of their outfits the person wears"),
     "camera_id": Field("", "int", "", (0, None), "which camera saw it"),
     "attributes": Field("A", "float32", "", (0, 1), "1 = has the attribute", ("attribute_mask",)),
     "attribute_mask": Field("A", "bool", "", NO_BOUND, "where an attribute was labelled", ("attributes",)),

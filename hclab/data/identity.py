@@ -23,6 +23,7 @@ class Identity:
     number: int
     shape: Shape
     look: Look
+    outfit: int = 0     # which of their outfits it is
 
 CLOTHES = ("top", "top_colour", "top_second", "pattern", "bottom", "bottom_colour", "shoes")
 
@@ -39,7 +40,7 @@ def identity(number:int,       # which person
         other = draw_look(np.random.default_rng([seed, 2, number, clothes]), shape)
         dressed = replace(other, skin=look.skin)
         look = replace(look, **{name: getattr(dressed, name) for name in CLOTHES})
-    return Identity(number, shape, look)
+    return Identity(number, shape, look, clothes)
 
 # %% ../../nbs/20_data/18_identity.ipynb #abb69844
 COLOURS = ("black", "white", "grey", "red", "blue", "green", "yellow", "orange", "purple", "pink", "brown", "khaki")

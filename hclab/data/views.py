@@ -23,6 +23,7 @@ class View:
     sample: dict        # keeps the contract
     matrix: Tensor      # (3,3) float64, source pixel to view pixel
     name: str = ""
+    rules: Rules = Rules()   # of `warp`, by which it was cut out and is changed again
 
     @property
     def size(self) -> tuple[int, int]: return frame_of(self.sample)
@@ -75,7 +76,7 @@ def random_view(sample:dict,
     H, W = frame_of(sample)
     box = random_box((0, 0, W, H) if within is None else within, how, generator)
     matrix = compose(crop(box, how.size), *([mirror(how.size[1])] if uniform(generator) < how.mirrored else []))
-    return View(recolour(warp(sample, matrix, how.size, rules), generator, how.colour), matrix, name)
+    return View(recolour(warp(sample, matrix, how.size, rules), generator, how.colour), matrix, name, rules)
 
 def two_views(sample:dict, generator:torch.Generator, first:Crop=GLOBAL, second:Crop=SECOND, within=None, rules:Rules=Rules()) -> tuple[View, View]:
     "Two views of one sample, as in SimCLR, BYOL or the global half of DINO."
@@ -111,11 +112,11 @@ def rescaled(view:View,
              scale:float,            # of both sides
              multiple:int=1          # sides become multiples of this, e.g. the patch
             ) -> View:
-    "The view at another size. Raises `AugmentError` for a scale that is not positive."
+    "The view at another size, by its own rules. Raises `AugmentError` for a scale that is not positive."
     if not scale > 0: raise AugmentError(f"scale={scale}; a view can only be shown at a positive scale")
     size = tuple(max(multiple, round(n * scale / multiple) * multiple) for n in view.size)
     matrix = scaling(size[1] / view.size[1], size[0] / view.size[0])
-    return View(warp(view.sample, matrix, size), compose(view.matrix, matrix), f"{view.name} x {scale:g}")
+    return View(warp(view.sample, matrix, size, view.rules), compose(view.matrix, matrix), f"{view.name} x {scale:g}", view.rules)
 
 def draw_scale(generator:torch.Generator, scales:tuple=SCALES) -> float:
     "One of the scales; draw it once a batch, so that the batch keeps one shape."

@@ -41,9 +41,9 @@ def scene(people=2, seed=0, size=(H, W), distortion=True):
     visibility = torch.randint(0, 3, (people, 17), generator=g).to(torch.int8)
     visibility = torch.where(inside(joints2d, size), visibility, 0)
     return dict(image=rand(3, h, w), depth=(1 + rand(1, h, w)) * (rand(1, h, w) > .1), instance_ids=ids, body_parts=part, garments=torch.randint(0, 20, (h, w), generator=g) * on,
-                iuv=torch.cat([part[None].float(), rand(2, h, w) * on]), joints2d=joints2d, joints3d=joints3d, visibility=visibility, boxes=boxes, visible_boxes=seen, camera=camera,
-                sequence=rand(1, 3, 17, 3), body_mask=torch.ones(1, 3, dtype=torch.bool), frame="camera", fps=30.0, action=2, segments=[(0, 3, 2)], identity=5, camera_id=1,
-                attributes=torch.ones(2), attribute_mask=torch.ones(2, dtype=torch.bool), caption="Left hand up, right foot out", skeleton=LAYOUT, image_size=size, source="test", index=seed)
+                iuv=torch.cat([part[None].float(), rand(2, h, w) * on]), joints2d=joints2d, joints3d=joints3d, visibility=visibility, boxes=boxes, visible_boxes=seen, hidden=torch.arange(people) / max(people, 1), camera=camera,
+                sequence=rand(1, 3, 17, 3), body_mask=torch.ones(1, 3, dtype=torch.bool), frame="camera", fps=30.0, action=2, segments=[(0, 3, 2)], identity=5, outfit=2, camera_id=1,
+                attributes=(rand(56) > .5).float(), attribute_mask=rand(56) > .3, caption="Left hand up, right foot out", skeleton=LAYOUT, image_size=size, source="test", index=seed)
 
 
 def same(a, b, atol=1e-5, skip=()):
@@ -312,6 +312,29 @@ def test_a_mirror_image_pixel_by_pixel(charts):
     left, right = (skeleton(LAYOUT).index(f"{s}_wrist") for s in ("left", "right"))
     assert torch.allclose(out["joints2d"][:, left, 0], W - sample["joints2d"][:, right, 0]) and torch.equal(out["visibility"][:, left], sample["visibility"][:, right])
     assert out["caption"] == "Right hand up, left foot out" and out["camera"]["R"].det() > 0
+    order = [*range(53), 55, 54, 53]
+    for key in ("attributes", "attribute_mask"): assert torch.equal(out[key], sample[key][order]) and not torch.equal(out["attributes"], sample["attributes"])
+
+
+def test_attributes_that_name_a_side_are_those_of_the_drawn_people():
+    from hclab.data.identity import ATTRIBUTES
+    swap = {"seen from the left side": "seen from the right side", "seen from the right side": "seen from the left side"}
+    assert [ATTRIBUTES[i] for i in TABLES["attributes"]] == [swap.get(name, name) for name in ATTRIBUTES]
+    assert not any(side in name for name in set(ATTRIBUTES) - set(swap) for side in ("left", "right")), "no other attribute names a side"
+
+
+def test_a_list_of_attributes_is_mirrored_by_its_own_rule_and_an_unknown_one_is_refused():
+    few = scene() | {"attributes": torch.tensor([1., 0, 1, 0]), "attribute_mask": torch.tensor([True, True, False, True])}
+    own = Rules(attributes=(((0, 3),), 4))
+    out = warp(few, mirror(W), (H, W), own)
+    assert out["attributes"].tolist() == [0, 0, 1, 1] and out["attribute_mask"].tolist() == [True, True, False, True]
+    assert torch.equal(warp(few, mirror(W), (H, W), Rules(attributes=((), 0)))["attributes"], few["attributes"])
+    assert torch.equal(warp(few, rotation(20), (H, W), own)["attributes"], few["attributes"]) and torch.equal(warp(few, rotation(20), (H, W))["attributes"], few["attributes"]), "a turn exchanges nothing"
+    with pytest.raises(AugmentError, match="has 4 attributes.*which of 56.*give the pairs of your list"): warp(few, mirror(W), (H, W))
+    same(warp(warp(few, mirror(W), (H, W), own), mirror(W), (H, W), own), few)
+    assert Rules.from_json(own.to_json()) == own and hash(Rules.from_json(own.to_json())) == hash(own)
+    for wrong in ((), 3, ((0, 3), 4), (((0, 4),), 4), (((0, 1), (1, 2)), 4), (((0, 0),), 4), (((-1, 2),), 4), (((0, 1),), "4")):
+        with pytest.raises(AugmentError, match="Rules\\(attributes="): Rules(attributes=wrong)
 
 
 @FAST

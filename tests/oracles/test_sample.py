@@ -16,10 +16,10 @@ def full(persons=2, frames=4, bodies=1, seed=0, drop=()):
     sample = dict(
         image=rand(3, H, W), depth=rand(1, H, W) * 5, instance_ids=ints(persons + 1, H, W), body_parts=ints(25, H, W), garments=ints(20, H, W),
         iuv=torch.cat([ints(25, 1, H, W).float(), rand(2, H, W)]), joints2d=rand(persons, J, 2) * 20 + 2, joints3d=rand(persons, J, 3) + 2,
-        visibility=ints(3, persons, J).to(torch.int8), boxes=boxes, visible_boxes=boxes.clone(),
+        visibility=ints(3, persons, J).to(torch.int8), boxes=boxes, visible_boxes=boxes.clone(), hidden=rand(persons),
         camera=dict(K=torch.tensor([[30., 0., 16.], [0., 30., 12.], [0., 0., 1.]]), R=torch.eye(3), t=torch.zeros(3), distortion=torch.zeros(5)),
         sequence=rand(bodies, frames, J, 3), body_mask=ints(2, bodies, frames).bool(), frame="world", fps=50.0, action=3, segments=[(0, frames, 1)],
-        identity=4, camera_id=1, attributes=ints(2, 5).float(), attribute_mask=torch.ones(5, dtype=torch.bool), caption="a person", skeleton="H36M16",
+        identity=4, outfit=2, camera_id=1, attributes=ints(2, 5).float(), attribute_mask=torch.ones(5, dtype=torch.bool), caption="a person", skeleton="H36M16",
         image_size=(H, W), source="test", index=seed)
     return {k: v for k, v in sample.items() if k not in drop}
 

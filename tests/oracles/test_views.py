@@ -8,7 +8,7 @@ from hypothesis import given, settings, strategies as st
 
 from hclab.core.sample import validate
 from hclab.core.skeleton import skeleton
-from hclab.data.augment import AugmentError, Colour, move
+from hclab.data.augment import AugmentError, Colour, Rules, compose, inside, move, scaling, warp
 from hclab.data.views import (GLOBAL, LOCAL, SCALES, SECOND, Crop, composite, cover, draw_scale, hidden_patches, match, multi_crop, patch_masks, random_box, random_view,
                               rescaled, shared, two_views)
 
@@ -113,6 +113,21 @@ def test_rescaled_views_keep_their_way_back(scale):
     assert torch.allclose(corners, torch.tensor([[0., 0], [other.size[1], other.size[0]]]), atol=1e-4)
     assert rescaled(view, scale, 16).size[0] % 16 == 0 and draw_scale(generator(0)) in SCALES
     validate(other.sample)
+
+
+@pytest.mark.parametrize("rules", [Rules(outside=2, clip_boxes=False, vanished="keep"), Rules(outside=1, fill=.25), Rules()])
+def test_rescaled_views_keep_the_rules_by_which_they_were_cut(rules):
+    "At another size a view is what the source becomes by both matrices at once: people, boxes and joints outside of it included."
+    first = source() | {"boxes": torch.tensor([[1., 1, 6, 6], [20, 20, 43, 59]])}
+    outside = 0
+    for seed in range(6):
+        view = random_view(first, replace(LOCAL, area=(.1, .3), colour=PLAIN), generator(seed), rules=rules)
+        other, matrix = rescaled(view, 1.5), scaling(1.5)
+        whole = warp(first, compose(view.matrix, matrix), other.size, rules)
+        for key in ("joints2d", "boxes"): assert whole[key].shape == other.sample[key].shape and torch.allclose(other.sample[key], whole[key], atol=1e-3), key
+        assert torch.equal(other.sample["visibility"], whole["visibility"]) and other.rules == rules == rescaled(other, .5).rules
+        outside += int(((other.sample["visibility"] == rules.outside) & ~inside(other.sample["joints2d"], other.size)).sum())
+    assert outside > 0, "joints that the rules speak of"
 
 
 @FAST
