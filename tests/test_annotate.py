@@ -19,10 +19,10 @@ from hclab.train.loop import save_model
 ACTIONS = ["wave", "walk", "squat"]
 
 
-def kinect(path, joints, bodies=1):
-    "A Kinect's file of (T,25,3) metres, y down."
-    tracks = [ntu.Track(str(k + 1), torch.arange(len(joints)), (joints + torch.tensor([k*1., 0, 0])).contiguous(), torch.full((len(joints), 25), 2, dtype=torch.int8), torch.zeros(len(joints), 25, 2)) for k in range(bodies)]
-    ntu.write_skeleton(path, tracks, len(joints))
+def kinect(path, *bodies):
+    "A Kinect's file of bodies (T,25,3) metres, y down, called 1, 2, ..."
+    T = len(bodies[0])
+    ntu.write_skeleton(path, [ntu.Track(str(k), torch.arange(T), joints.contiguous(), torch.full((T, 25), 2, dtype=torch.int8), torch.zeros(T, 25, 2)) for k, joints in enumerate(bodies, 1)], T)
     return path
 
 
@@ -60,6 +60,19 @@ def test_every_kind_of_file_gives_the_same_stream(performance, files):
         body = [i for i, n in enumerate(clip.skeleton.names) if n != "head"] if kind == "kinect" else list(range(16))
         assert (clip.joints - clip.joints[:, :1] - wanted)[:, body].abs().max() < 2e-3, kind
     assert "stand-in" in A.read_stream(files["kinect"]).source and "stand-in" not in A.read_stream(files["bvh"]).source
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_of_three_people_the_one_who_moves_most(files, tmp_path, place):
+    "Two stand beside him, breathing: what is said is what is said of him alone, wherever he is in the file."
+    him = ntu.read_skeleton(files["kinect"]).tracks[0].joints[:150]
+    breath = .01*torch.sin(torch.arange(len(him))*.2)[:, None, None]
+    others = [him[:1] + breath + torch.tensor([x, 0, 0]) for x in (-1.0, 1.0)]
+    path = kinect(tmp_path/"three.skeleton", *others[:place], him, *others[place:])
+    alone, said = A.annotate(kinect(tmp_path/"alone.skeleton", him)), A.annotate(path)
+    assert len(ntu.read_skeleton(path).tracks) == 3 and f"three.skeleton body {place + 1} " in said.clip.source
+    assert torch.allclose(said.clip.joints, alone.clip.joints, atol=1e-5) and torch.allclose(said.probabilities, alone.probabilities, atol=1e-4) and len(said.segments) == len(alone.segments) > 0
+    assert set(A.annotate(kinect(tmp_path/"still.skeleton", *others)).shares()) != set(alone.shares()), "of the others something else is said"
 
 
 def test_no_joint_is_made_up(performance):

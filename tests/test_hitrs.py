@@ -1,4 +1,5 @@
-"Hi-TRS: sizes against the released code, clips and masks against their definition, the three questions, and what is refused."
+"Hi-TRS: sizes against the released code, clips and masks against their definition, the three questions, where arms begin, and what is refused."
+import copy
 import json
 import math
 from dataclasses import replace
@@ -9,10 +10,11 @@ from torch.nn import functional as F
 
 from hclab.core.config import ConfigError
 from hclab.core.skeleton import skeleton
-from hclab.data.sequence_views import SequenceAugment, mask_joints
+from hclab.data.sequence_views import STREAMS, SequenceAugment, mask_joints
 from hclab.methods.hitrs import (HiTRS, HiTRSAction, HiTRSConfig, HiTRSFrames, HiTRSPrediction, Pretext, PretextArm, PretextConfig, action_arm, answers, clip_answers, clip_mask, draw_swaps, encoder_of, fixed_questions, frame_answers, frames_arm,
                                  loss, moving_clips, prediction_arm, pretext_arm, pretext_batch, pretext_optimiser, pretrain, shown, usable_sequences, video_answers)
 from hclab.models.windows import Windows, window_count
+from hclab.tasks import action as recognition
 from hclab.tasks.action import ActionConfig, Recogniser
 from hclab.tasks.frame_labels import FrameConfig, StreamConfig
 from hclab.tasks.skeleton_data import SkeletonDataConfig, SkeletonSet
@@ -258,6 +260,75 @@ def test_detection_and_prediction_start_from_a_pre_training(tmp_path):
     with pytest.raises(ConfigError, match="must end in each stream"): frames_arm(HiTRSFrames(SMALL), 0, None, {"a": tmp_path, "b": tmp_path})
 
 
+# ------------------------------------------------------------------------------------------------ where arms begin
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    "A pre-training of each stream: name -> folder, and stream -> its network. The names come in another order than the streams."
+    sequence, mask = drawn((40,)*6)
+    before, known = {}, {}
+    for n, kind in enumerate(reversed(STREAMS)):
+        before[f"pretext-{kind}"] = folder = tmp_path_factory.mktemp(kind)
+        config = PretextConfig(model=SMALL, stream=kind, loop=LoopConfig(steps=2, batch=4, lr=1e-2, log_every=2, save_every=2, device="cpu"), warmup=1)
+        known[kind] = pretrain(as_set(sequence, mask), config, seed=n, folder=folder)[0].encoder
+    return before, known
+
+
+def begins(monkeypatch, task, arm):
+    "The encoders that an arm hands to a task's training, in their order, as they are before the first step."
+    found = []
+    def untrained(model, *args, **kwargs):
+        found.append(copy.deepcopy(model.encoder))
+        return [dict(val_acc=0.0, val_frames=0.0, val_mpjpe=0.0)]
+    monkeypatch.setattr(f"hclab.tasks.{task}.fit", untrained)
+    arm()
+    return found
+
+
+def same(a, b): return a.state_dict().keys() == b.state_dict().keys() and all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def assert_each_begins_with_its_own(found, known, kinds, dilate=1):
+    assert [getattr(e, "kind", "joint") for e in found] == list(kinds)
+    for kind, encoder in zip(kinds, found, strict=True):
+        inner = encoder if kind == "joint" else encoder.encoder
+        assert [other for other in known if same(inner, known[other])] == [kind], f"the {kind} stream begins elsewhere"
+        assert kind == "joint" or (encoder.dilate, encoder.direction) == (dilate, "backward")
+
+
+@pytest.mark.parametrize("protocol", ["finetune", "linear", "knn"])
+def test_recognition_begins_where_each_stream_was_taught(taught, monkeypatch, protocol):
+    before, known = taught
+    sequence, mask = drawn((20,)*6)
+    monkeypatch.setattr("hclab.tasks.action.make_parts", lambda config: {part: as_set(sequence, mask) for part in ("train", "val", "test")})
+    config = HiTRSAction(SMALL, ActionConfig.for_profile("smoke", protocol=protocol, streams=STREAMS))
+    if protocol == "finetune": found = begins(monkeypatch, "action", lambda: action_arm(config, 5, None, before))
+    else:           # features of a frozen encoder, of all parts: whoever is asked for them
+        asked, keep = [], recognition.features
+        monkeypatch.setattr(recognition, "features", lambda encoder, data: (asked.append(encoder), keep(encoder, data))[1])
+        action_arm(config, 5, None, before)
+        found = list(dict.fromkeys(e for e in asked if not isinstance(e, recognition.PoseStatistics)))
+    assert_each_begins_with_its_own(found, known, STREAMS)
+
+
+def test_detection_begins_where_each_stream_was_taught(taught, monkeypatch):
+    before, known = taught
+    frames = FrameConfig.for_profile("smoke", streams=StreamConfig.for_profile("smoke", performers=4, length=2), kinds=STREAMS)
+    assert_each_begins_with_its_own(begins(monkeypatch, "frame_labels", lambda: frames_arm(HiTRSFrames(SMALL, frames), 5, None, before)), known, STREAMS, frames.dilate)
+    one = replace(frames, kinds=("bone",))
+    assert_each_begins_with_its_own(begins(monkeypatch, "frame_labels", lambda: frames_arm(HiTRSFrames(SMALL, one), 5, None, before)), known, ("bone",), frames.dilate)
+    alone, = begins(monkeypatch, "frame_labels", lambda: frames_arm(HiTRSFrames(SMALL, one), 5))
+    assert not any(same(alone.encoder, net) for net in known.values()), "without a pre-training it begins with none"
+
+
+def test_prediction_begins_where_joints_were_taught(taught, monkeypatch):
+    before, known = taught
+    base = HiTRSPrediction.for_profile("smoke")
+    config = replace(base, model=SMALL, task=replace(base.task, data=replace(base.task.data, performers=4, actions=("walk", "wave"))))
+    assert_each_begins_with_its_own(begins(monkeypatch, "motion_prediction", lambda: prediction_arm(config, 5, None, before)), known, ("joint",))
+    alone, = begins(monkeypatch, "motion_prediction", lambda: prediction_arm(config, 5))
+    assert not same(alone, known["joint"])
+
+
 def test_a_clip_says_what_it_says_in_its_stream():
     sequence, mask = drawn((40,), dtype=torch.double)
     net = HiTRS(SMALL).double().eval()
@@ -304,11 +375,21 @@ def test_motion_is_that_of_the_released_code_also_in_clips():
     assert torch.allclose(seen[0], torch.tensor(.02)), "metres a frame of the sequence, at the edges, too"
 
 
-@pytest.mark.parametrize("kind", ["bone", "motion"])
+def moves_of(sequence):
+    "(T,) the mean path a frame of a clip's joints, about each frame of a sequence (T,J,3): every second one from six before to six after, where there is one before it."
+    steps = [[(sequence[f] - sequence[f - 1]).norm(dim=-1).mean() for f in range(t - 6, t + 7, 2) if 1 <= f < len(sequence)] for t in range(len(sequence))]
+    return torch.stack([torch.stack(s).mean() for s in steps])
+
+
+@pytest.mark.parametrize("kind", STREAMS)
 def test_whether_something_moves_is_asked_of_joints(kind):
+    "At a threshold at which about half of the clips count; so many are drawn that each of them comes."
     sequence, mask = drawn((40,)*6)
-    ask = lambda stream: pretext_batch(sequence, mask, PretextConfig(model=SMALL, stream=stream, augment=QUIET, asked=3, moves=.05), torch.Generator().manual_seed(4))["clip"]
-    assert torch.equal(ask(kind), ask("joint"))
+    config = PretextConfig(model=SMALL, stream=kind, augment=QUIET, asked=400, moves=.08)
+    clips = pretext_batch(sequence, mask, config, torch.Generator().manual_seed(4))["clip"]
+    for own, joints in zip(clips, sequence, strict=True):
+        counts = moves_of(joints) > .08
+        assert 5 < int(counts.sum()) < 35 and own.unique().tolist() == counts.nonzero()[:, 0].tolist()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -110,7 +110,7 @@ def test_every_table_of_the_repository_is_seen():
 
 # ------------------------------------------------------------------------------------------------ arrows
 BASE = {"core/a": ("00_core/00_a", ""), "core/b": ("00_core/05_b", ""), "viz/a": ("10_viz/00_a", ""), "data/a": ("20_data/10_a", ""),
-        "data/readers/r": ("20_data/readers/30_r", ""), "methods/m": ("60_methods/00_m", ""), "methods/m_more": ("60_methods/00b_m_more", ""), "methods/baselines/n": ("60_methods/baselines/10_n", ""),
+        "data/readers/r": ("20_data/readers/30_r", ""), "methods/m": ("60_methods/00_m", ""), "methods/m_more": ("60_methods/00b_m_more", ""), "methods/m_other": ("60_methods/01_m_other", ""), "methods/baselines/n": ("60_methods/baselines/10_n", ""),
         "lab/z": ("80_lab/00_z", ""), "__init__": (None, "__version__ = '0'\n"), "core/__init__": (None, ""), "lab/__init__": (None, "")}
 
 
@@ -119,7 +119,7 @@ BASE = {"core/a": ("00_core/00_a", ""), "core/b": ("00_core/05_b", ""), "viz/a":
     ("core/a", "from ..lab import z"), ("core/a", "from .. import lab"), ("core/a", "def f():\n    from hclab.viz import a\n"),
     ("core/a", "from hclab.core.b import f"), ("core/a", "from .b import f"), ("core/a", "from . import b"), ("core/a", "import importlib\nimportlib.import_module('hclab.lab.z')"),
     ("data/readers/r", "from ...lab.z import f"), ("data/a", "from .readers.r import f"), ("core/__init__", "from ..viz import a"),
-    ("methods/baselines/n", "from ..m import f"), ("methods/m", "from hclab.methods.baselines.n import f"), ("methods/baselines/n", "from hclab.methods.m import f"), ("methods/m", "from .m_more import f"),
+    ("methods/baselines/n", "from ..m import f"), ("methods/m", "from hclab.methods.baselines.n import f"), ("methods/baselines/n", "from hclab.methods.m import f"), ("methods/m", "from .m_more import f"), ("methods/m_other", "from .m import f"),
     ("viz/a", "from hclab.playground.x import f"), ("lab/z", "try:\n    import hclab.papers.x\nexcept ImportError: pass")])
 def test_wrong_arrow_is_found(tmp_path, module, text):
     wrong = nb.import_arrows(package(tmp_path, {**BASE, module: (BASE[module][0], text)}))

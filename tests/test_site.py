@@ -273,6 +273,7 @@ def _visit(api, folder):
 
 
 # ------------------------------------------------------------------------------------------------ the repository itself
+@pytest.mark.timeout(900)      # three minutes of a quiet core, and it grows with the book
 def test_site_of_the_repository(tmp_path):
     report = site.build_site(ROOT, out=tmp_path / "site")
     print("\n" + str(report))

@@ -89,6 +89,22 @@ def test_ntu_by_name(tmp_path):
     with pytest.raises(ConfigError, match="holds no .skeleton file"): make_part(replace(config, folder=str(tmp_path/"none")), "train")
 
 
+def test_of_three_bodies_the_two_that_move_most(tmp_path):
+    "In the order of their motion, not of the file; each at every second frame, z up, about the first one's root."
+    g = torch.Generator().manual_seed(3)
+    def body(moves, x): return torch.rand(1, 25, 3, generator=g)*torch.tensor([.5, 1.7, .3]) + torch.randn(24, 25, 3, generator=g)*moves + torch.tensor([x, -1, 3.0])
+    bodies = body(.005, -1.0), body(.04, 0.0), body(.02, 1.0)
+    track = lambda k, joints: ntu.Track(f"7205759{k}", torch.arange(24), joints.contiguous(), torch.full((24, 25), 2), torch.zeros(24, 25, 2))
+    for n, order in enumerate(((0, 1, 2), (2, 0, 1), (1, 2, 0))):
+        ntu.write_skeleton(tmp_path/f"S001C00{n + 1}P001R001A050.skeleton", [track(k, bodies[k]) for k in order], 24)
+    assert not any(ntu.is_object(t) for t in ntu.read_skeleton(tmp_path/"S001C001P001R001A050.skeleton").tracks)
+    data = make_part(SkeletonDataConfig(dataset="ntu", folder=str(tmp_path)), "train")
+    upright = [joints[::2][..., [0, 2, 1]]*torch.tensor([1, 1, -1]) for joints in bodies[1:]]
+    wanted = torch.stack(upright) - upright[0][0, skeleton("NTU25").root]
+    assert data.sequences.shape == (3, 2, 12, 25, 3) and data.mask.all() and data.cameras.tolist() == [0, 1, 2]
+    assert all(torch.allclose(sequence, wanted, atol=1e-4) for sequence in data.sequences)
+
+
 def test_who_comes_later_comes_later(tmp_path):
     g, body = torch.Generator().manual_seed(0), torch.randn(1, 25, 3, generator=torch.Generator().manual_seed(1)).clamp(-1, 1)*.5
     def track(name, frames): return ntu.Track(name, frames, body.expand(len(frames), 25, 3) + torch.randn(len(frames), 25, 3, generator=g)*.02 + torch.tensor([0, 0, 3.0]), torch.full((len(frames), 25), 2), torch.zeros(len(frames), 25, 2))

@@ -1,10 +1,13 @@
 "Rivals on skeletons: what they are shown, and that an arm begins where its pre-training ended."
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 
 from hclab.core.config import ConfigError
+from hclab.data.sequence_views import STREAMS
+from hclab.methods.baselines import crossclr, mcc
 from hclab.methods.baselines.crossclr import CrosSCLRConfig
 from hclab.methods.baselines.mcc import MCCConfig
 from hclab.lab.skeleton_rivals import (CrosSCLRArm, MCCArm, Prepared, RivalAction, RivalFrames, RivalNet, RivalPrediction, crossclr_arm, drawn_batches, mcc_arm, rival_action_arm,
@@ -58,6 +61,53 @@ def test_arms_hand_weights_over(tmp_path):
     one = RivalAction(NET, ActionConfig.for_profile("smoke", data=DATA, protocol="linear", streams=("joint", "motion")))
     said = rival_action_arm(one, 0, None, {"a": space})
     assert set(said["test_by_stream"]) == {"joint", "motion"} and 0 <= said["floor_top1"] <= 100
+
+
+# ------------------------------------------------------------------------------------------------ where arms begin
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    "CrosSCLR on three streams and MCC, pre-trained: the folders, and (name, stream) -> the ST-GCN."
+    x, mask = people()
+    before = {name: tmp_path_factory.mktemp(name) for name in ("space", "time")}
+    views = CrosSCLRConfig.for_profile("smoke", shape=TINY, streams=STREAMS, loop=replace(QUICK, steps=2, save_every=2, log_every=2))
+    space, _ = crossclr.pretrain(drawn_batches(x, mask, 3, 0, lambda x, m, g: crossclr.two_views(*crossclr.prepare(x, m, "NTU25", 12, "z"), g, views)), views, 0, before["space"])
+    later = MCCConfig.for_profile("smoke", shape=TINY, loop=views.loop)
+    time, _ = mcc.pretrain(drawn_batches(x, mask, 3, 0, lambda x, m, g: mcc.clips(x, m, g, later)), later, 1, before["time"])
+    return before, {**{("space", kind): space.encoder(kind) for kind in STREAMS}, ("time", "motion"): time.encoder()}
+
+
+def assert_begins(taught, monkeypatch, task, arm, name, kinds, **settings):
+    "The networks that are trained, in their order, are those that `name` was taught, each its own stream's; without a pre-training they are nobody's."
+    (before, known), found = taught, []
+    def untrained(model, *args, **kwargs):
+        found.append(copy.deepcopy(model.encoder))
+        return [dict(val_acc=0.0, val_frames=0.0, val_mpjpe=0.0)]
+    monkeypatch.setattr(f"hclab.tasks.{task}.fit", untrained)
+    same = lambda a, b: all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    whose = lambda net: [who for who, other in known.items() if same(net.encoder, other)]
+    arm({name: before[name]}); arm(None)
+    assert [net.kind for net in found] == 2*list(kinds)
+    assert [whose(net) for net in found] == [[(name, kind)] for kind in kinds] + [[]]*len(kinds)
+    assert all(getattr(net, k, getattr(net.config, k, None)) == v for net in found for k, v in settings.items())
+
+
+@pytest.mark.parametrize("name, kinds", [("space", STREAMS), ("time", ("motion",))])
+def test_recognition_begins_where_each_stream_was_taught(taught, monkeypatch, name, kinds):
+    config = RivalAction(NET, ActionConfig.for_profile("smoke", data=DATA, protocol="finetune", streams=kinds))
+    assert_begins(taught, monkeypatch, "action", lambda before: rival_action_arm(config, 5, None, before), name, kinds, turn=True)
+
+
+@pytest.mark.parametrize("name, kinds", [("space", STREAMS), ("time", ("motion",))])
+def test_detection_begins_where_each_stream_was_taught(taught, monkeypatch, name, kinds):
+    config = RivalFrames(NET, FrameConfig.for_profile("smoke", streams=StreamConfig.for_profile("smoke", performers=4, length=2), kinds=kinds))
+    assert_begins(taught, monkeypatch, "frame_labels", lambda before: rival_frames_arm(config, 5, None, before), name, kinds, dilate=config.frames.dilate)
+
+
+@pytest.mark.parametrize("name, kind", [("space", "joint"), ("space", "bone"), ("time", "motion")])
+def test_prediction_begins_where_its_stream_was_taught(taught, monkeypatch, name, kind):
+    base = PredictionTask.for_profile("smoke")
+    config = RivalPrediction(NET, kind, replace(base, data=replace(base.data, performers=4, actions=("walk", "wave"))))
+    assert_begins(taught, monkeypatch, "motion_prediction", lambda before: rival_prediction_arm(config, 5, None, before), name, (kind,), turn=False, frames=NET.frames)
 
 
 def test_detection_and_prediction():

@@ -381,8 +381,9 @@ def tuned(candidates:dict[str, list[Arm]],  # setting -> arms in the order of wh
     return best({**kwargs, "force": False})
 
 def tried_rows(candidates:dict[str, list[Arm]], chosen:dict[str, Arm], setting:Callable[[Arm], float], score:Callable[[Arm], float]) -> list[dict]:
-    "A row for each setting that was `tuned`: what was tried with which score, and what was chosen."
-    return [{"arm": name, "tried: score": ", ".join(f"{setting(a):g}: {score(a):.1f}" for a in arms), "chosen": f"{setting(chosen[name]):g}"} for name, arms in candidates.items()]
+    "A row for each setting that was `tuned`: what was tried with which score, what was chosen, and whether that lies at an end of what was tried."
+    def end(name:str) -> str: return next((f", {which} tried" for which, a in (("first", candidates[name][0]), ("last", candidates[name][-1])) if len(candidates[name]) > 1 and a == chosen[name]), "")
+    return [{"arm": name, "tried: score": ", ".join(f"{setting(a):g}: {score(a):.1f}" for a in arms), "chosen": f"{setting(chosen[name]):g}{end(name)}"} for name, arms in candidates.items()]
 
 # %% ../../nbs/80_lab/02_arms.ipynb #d8a58fd1
 def publish(statuses:Sequence[Status], target:Path) -> list[Path]:

@@ -166,20 +166,24 @@ def _resolve(name:str, modules:dict) -> str:
     parts = name.split(".")
     return next((m for n in range(len(parts), 1, -1) if (m := ".".join(parts[:n])) in modules), name)
 
+def _second_page(source:str, target:str, numbers:dict) -> bool:
+    "Whether `source` is a later page of the method `target`: `m_more`, notebook 03b, of `m`, notebook 03."
+    return source.startswith(f"{target}_") and str(numbers.get(source))[:-1] == numbers.get(target)
+
 def _arrow_problem(source:str, target:str, numbers:dict) -> str | None:
     "Why `source` must not import `target`, or None when it may."
     here, there = source.split(".")[1], target.split(".")[1]
     if there not in ROOMS: return f"{there} is no room (rooms: {', '.join(ROOMS)})"
     if ROOMS.index(there) > ROOMS.index(here): return f"{there} lies above {here}"
     if here != there: return None
-    if here == "methods" and not source.startswith(f"{target}_"): return "a method may not import another method (but its own earlier page, as m_more imports m); move what both need to a room below"
+    if here == "methods" and not _second_page(source, target, numbers): return "a method may not import another method; move what both need to a room below"
     if numbers.get(source) is None or numbers.get(target) is None: return None
     return None if numbers[target] < numbers[source] else f"notebook {numbers[target]} does not come before {numbers[source]}"
 
 # %% ../../nbs/80_lab/01_notebooks.ipynb #e3500173
 def import_arrows(hclab_root) -> list[str]:
     """Imports of the package at `hclab_root` that point the wrong way, one line each; an empty list is good.
-    Checked: rooms (`ROOMS`, left to right), notebook numbers inside a room, and methods that import one another (`m_more` may import `m`: pages of one method)."""
+    Checked: rooms (`ROOMS`, left to right), notebook numbers inside a room, and methods that import one another (`m_more`, notebook 03b, may import `m`, notebook 03: pages of one method)."""
     modules, package, wrong = _modules(Path(hclab_root)), Path(hclab_root).name, []
     numbers = {m: source_number(text) for m, text in modules.items()}
     for source, text in modules.items():
