@@ -112,15 +112,16 @@ def cut_out(sample:dict, joints:Tensor, visible:Tensor, box:Tensor, config:PoseD
     return dict(image=(part["image"].clamp(0, 1)*255).round().to(torch.uint8), joints=torch.where((visible > 0)[:, None], move(joints, matrix), 0),
                 visible=visible, box=torch.cat([move(box[:2], matrix), move(box[2:], matrix)]), scale=torch.tensor(float(matrix[0, 0])))
 
-# %% ../../nbs/50_tasks/02_pose_data.ipynb #ead6085c
+# %% ../../nbs/50_tasks/02_pose_data.ipynb #b66fde23
 def fingerprint(*tensors:Tensor) -> str:
     "12 hex digits of what tensors hold, to the last bit."
     digest = sha256()
     for t in tensors:
         digest.update(f"{t.dtype} {tuple(t.shape)}".encode())
-        digest.update(t.detach().cpu().flatten().view(torch.uint8).numpy())
+        digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()[:12]
 
+# %% ../../nbs/50_tasks/02_pose_data.ipynb #ead6085c
 @dataclass(frozen=True, eq=False)
 class PoseSet:
     "People cut out, in pixels of their crops."
