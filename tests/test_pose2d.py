@@ -1,5 +1,6 @@
 "2D pose: scores against pycocotools and values worked by hand, geometry there and back, strange photographs."
 import io, math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from hclab.core.metrics import MetricError
 from hclab.core.skeleton import skeleton
 from hclab.data.images import ImageError
 from hclab.models.cpm import CPM, CPMShape
-from hclab.tasks.pose2d import (Found, PoseConfig, build_network, find, find_in_photo, groups, interval, maps_of, mean_answer, oks_ap, oks_joints, pck, pck_rows, rate, sizes, train_network)
-from hclab.tasks.pose_data import PoseDataConfig, PoseSet
+from hclab.tasks import pose2d
+from hclab.tasks.pose2d import (Found, PoseConfig, build_network, counted, find, find_in_photo, groups, interval, load_pose_network, losses_on, maps_of, mean_answer, oks_ap, oks_joints, pck, pck_rows, rate, sizes, train_network, train_pose)
+from hclab.tasks.pose_data import PARTS, PoseDataConfig, PoseSet
+from hclab.train.loop import load_model, save_model, seeded
 
 TINY = CPMShape.for_profile("smoke")
 
@@ -70,6 +73,20 @@ def test_pckh_is_strict_and_takes_head_boxes_where_there_are_some():
     assert float(sizes(people(1), "head")[0][0]) == pytest.approx(float((people(1).joints[0, 12] - people(1).joints[0, 13]).norm()))
 
 
+def test_pckh_leaves_out_the_points_between_others():
+    "MPII's sixteen: with only pelvis (6) and thorax (7) wrong, fourteen of fourteen are right."
+    data = people(2, "MPII16", heads=torch.tensor([20., 30.]))
+    found = Found(data.joints.clone(), torch.ones(2, 16))
+    found.joints[:, 6:8] += 100.0
+    score = pck(found, data, "head")
+    assert score.value == 100 and score.protocol.endswith("without pelvis and thorax") and interval(found, data, "head") == (100, 100)
+    assert pck_rows(found, data, "head")["all"].value == 100 and pck(found, data, "head", joints=[6, 7, 8]).value == pytest.approx(100/3)
+    found.joints[0, 8, 0] += 10.01          # half of 20 is too far
+    assert pck(found, data, "head").value == pytest.approx(100*27/28)
+    assert pck(found, data, "torso").value == pytest.approx(100*(28 - (10.01 > .2*float(data.torsos[0])))/32) and "without" not in pck(found, data, "torso").protocol
+    assert counted("LSP14", "head") == (list(range(14)), "") and counted("MPII16", "torso") == (list(range(16)), "")
+
+
 @pytest.mark.parametrize("layout", ["COCO17", "LSP14"])
 def test_oks_ap_is_the_share_of_people_above_the_threshold(layout):
     "With one answer a person and equal scores, AP at a threshold is worked out here from the formula of OKS."
@@ -101,6 +118,105 @@ def test_the_mean_heatmap_is_the_same_for_everybody_in_the_view():
     assert (found.joints - found.joints[:1]).abs().max() < 1e-3 and levels["constant"] < levels["zero"]
 
 
+def test_nobody_labelled_is_no_floor_and_no_score():
+    data, grid = people(3), maps_of(CPM(14, 1, False, TINY), (64, 64), 1.5)
+    nobody = people(3)
+    nobody.visibility[:] = 0
+    with pytest.raises(MetricError, match="nobody of the 3 people in train has a labelled joint"): mean_answer(nobody, data, grid)
+    with pytest.raises(MetricError, match="nobody of the 3 people in test"): mean_answer(data, nobody, grid)
+    found = Found(data.joints, torch.ones(3, 14))
+    with pytest.raises(MetricError, match="LSP14 has 12 of them"): oks_ap(found, nobody)
+    for normaliser in ("torso", "head"):
+        with pytest.raises(MetricError, match=f"has a {normaliser} size"): pck(found, nobody, normaliser)
+
+
+SMOKE = PoseConfig.for_profile("smoke")
+def shorter(steps=3, decay=.96, every=100_000, **changes): return replace(SMOKE, loop=replace(SMOKE.loop, steps=steps, batch=3, log_every=steps, save_every=steps, decay=decay, decay_every=every), **changes)
+
+
+@pytest.fixture(scope="module")
+def parts(): return {part: replace(people(n, seed=n), origin=tuple((100*n + i, 0) for i in range(n))) for part, n in zip(PARTS, (6, 4, 5))}
+
+
+@pytest.fixture(scope="module")
+def trained(parts):
+    "An arm, and whose batches it asked for."
+    asked, real = [], pose2d.training_batch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pose2d, "training_batch", lambda data, *rest: asked.append(data) or real(data, *rest))
+        return train_pose(build_network, shorter(), 1, None, parts, lambda net: ("trunk",)), asked
+
+
+def test_an_arm_says_of_each_part_what_is_true_of_it(parts, trained):
+    result, asked = trained
+    model, (train, val, test), grid = result["model"], parts.values(), maps_of(result["model"], (64, 64), 1.5)
+    assert asked and all(data is train for data in asked)
+    seen = {part: find(model, data) for part, data in parts.items()}
+    score = {part: pck(seen[part], data).value for part, data in parts.items()}
+    assert len(set(score.values())) == 3, "else nothing is shown"
+    assert (result["val_pck"], result["test_pck"]) == (score["val"], score["test"]) and (result["test_pck_low"], result["test_pck_high"]) == interval(seen["test"], test)
+    with seeded(1): fresh = build_network(shorter())
+    assert result["untrained_val_pck"] == pck(find(fresh, val), val).value and result["test_oks_ap"] == oks_ap(seen["test"], test)["AP"].value
+    floors = {part: mean_answer(data, test, grid) for part, data in parts.items()}
+    assert len({levels["constant"] for _, levels in floors.values()}) == 3
+    assert result["floor_losses"] == floors["train"][1] and result["floor_loss"] == floors["train"][1]["constant"] and result["floor_pck"] == pck(floors["train"][0], test).value
+    assert (result["train_people"], result["test_people"]) == (6, 5) and result["people"] == {part: data.fingerprint for part, data in parts.items()}
+    assert set(result["unmoved"]) == {n for n, _ in model.named_parameters() if n.startswith("trunk")}
+
+
+def test_the_loss_of_an_arm_is_that_of_its_last_stage_on_test_people(parts, trained):
+    "Squared error a picture, from maps and targets; a number that a verdict can be made of."
+    from hclab.tasks.pose_data import batch_of
+    result, _ = trained
+    model, test = result["model"].eval(), parts["test"]
+    b = batch_of(test, range(5), maps_of(model, (64, 64), 1.5))
+    with torch.no_grad(): apart = ((model(b["images"]) - b["target"][:, None]).square().sum((3, 4))*b["weights"][:, None]).sum(2).mean(0)
+    assert isinstance(result["test_loss"], float) and result["test_loss"] == pytest.approx(float(apart[-1]), rel=1e-4)
+    assert list(result["test_losses"].values()) == pytest.approx(apart.tolist(), rel=1e-4) and apart[0] != apart[-1]
+    deep = train_pose(build_network, shorter(1, stages=11), 0, None, parts)
+    assert deep["test_loss"] == deep["test_losses"]["stage11"], "the last, not the last by the alphabet"
+
+
+def test_what_the_loop_is_handed_follows_settings_and_seed(parts, monkeypatch):
+    notes = []
+    def fit(model, data, loss, config, **more):
+        notes.append({"begin": {n: t.clone() for n, t in model.state_dict().items()}, "batch": data(1), "optimiser": more["make_optimiser"](model), **more})
+        return [{"step": config.steps, **more["evaluate"](model)}]
+    monkeypatch.setattr(pose2d, "fit", fit)
+    config = shorter(40, .5, 16, optimiser="sgd", course="steps", warmup=0.0)
+    for seed in (0, 0, 1): train_pose(build_network, config, seed, None, parts, lambda net: ("trunk",))
+    a, same, other = notes
+    drawn = [n for n, t in a["begin"].items() if t.ndim == 4]
+    assert all(torch.equal(a["begin"][n], same["begin"][n]) and not torch.equal(a["begin"][n], other["begin"][n]) for n in drawn)
+    assert all(torch.equal(a["batch"][n], same["batch"][n]) and not torch.equal(a["batch"][n], other["batch"][n]) for n in ("images", "joints", "target"))
+    assert a["settings"] == config and other["seed"] == 1 and [a["schedules"]["lr"](s) for s in (0, 15, 16, 39)] == pytest.approx([5e-3, 5e-3, 2.5e-3, 1.25e-3])
+    groups = [{"size": sum(p.numel() for p in g["params"]), "lr_scale": g["lr_scale"], "momentum": g["momentum"], "weight_decay": g["weight_decay"]} for g in a["optimiser"].param_groups]
+    free = {kind: sum(t.numel() for n, t in a["begin"].items() if n.endswith(kind) and not n.startswith("trunk")) for kind in ("weight", "bias")}
+    assert groups == [dict(size=free["weight"], lr_scale=4, momentum=.9, weight_decay=1e-4), dict(size=free["bias"], lr_scale=8, momentum=.9, weight_decay=1e-4)]
+
+
+def test_the_batches_of_a_loss_do_not_matter(parts, trained):
+    a, b = (losses_on(trained[0]["model"], parts["train"], 1.5, n) for n in (2, 64))
+    assert a == pytest.approx(b, rel=1e-5)
+
+
+def test_a_network_that_names_no_optimiser_was_trained_by_adamw(tmp_path):
+    net = build_network(SMOKE)
+    values = {k: v for k, v in net.config.to_dict().items() if k not in ("optimiser", "course")}
+    net.config = type("Old", (), {"to_dict": lambda self: values})()
+    save_model(tmp_path/"old.safetensors", net)
+    assert load_pose_network(tmp_path/"old.safetensors").config == SMOKE
+    assert load_model(tmp_path/"old.safetensors", lambda given: build_network(PoseConfig.from_dict(given))).config.optimiser == "sgd"
+
+
+@pytest.mark.parametrize(("changes", "says"), [
+    (dict(warmup=-.1), "PoseConfig.warmup=-0.1; it is a share"), (dict(warmup=1.5), "warmup=1.5"), (dict(weight_decay=-1.0), "weight_decay=-1.0; it must be 0"), (dict(weight_decay=math.inf), "weight_decay=inf"),
+    (dict(optimiser="adam"), "did you mean 'adamw'"), (dict(course="stairs"), "did you mean 'steps'"), (dict(loop=replace(SMOKE.loop, steps=0)), "loop.steps=0; it must be at least 1"), (dict(loop=replace(SMOKE.loop, steps=-5)), "loop.steps=-5"),
+    (dict(loop=replace(SMOKE.loop, decay_every=0)), "loop.decay_every=0"), (dict(loop=replace(SMOKE.loop, lr=0.0)), "loop.lr=0.0; it must be more"), (dict(loop=replace(SMOKE.loop, lr=math.nan)), "loop.lr=nan")])
+def test_trainings_that_could_not_be_meant_are_refused(changes, says):
+    with pytest.raises(ConfigError, match=says): replace(SMOKE, **changes)
+
+
 def test_training_lowers_the_loss_and_leaves_frozen_layers_alone():
     config = PoseConfig.from_dict({**PoseConfig.for_profile("smoke").to_dict(), "loop": {**PoseConfig.for_profile("smoke").loop.to_dict(), "steps": 24, "log_every": 8, "batch": 4}})
     torch.manual_seed(0)
@@ -109,7 +225,7 @@ def test_training_lowers_the_loss_and_leaves_frozen_layers_alone():
     curve = train_network(net, data, data, config, frozen=("trunk", "first.0"))
     assert curve[-1]["stage2"] < curve[0]["stage2"] and "val_pck" in curve[-1]
     assert {n.startswith(("trunk", "first.0")) for n, p in net.named_parameters() if torch.equal(p, before[n])} == {True}
-    assert rate(config.loop, config.warmup)["lr"](0) == 0 and rate(config.loop, config.warmup)["lr"](24) == 0
+    assert rate(config)["lr"](0) == 0 and rate(config)["lr"](24) == 0 and [row["lr"] for row in curve] == [rate(config)["lr"](s) for s in (7, 15, 23)]
     with pytest.raises(ConfigError, match="no weight"): train_network(net, data, data, config, frozen=("thrunk",))
     with pytest.raises(ConfigError, match="every weight"): train_network(net, data, data, config, frozen=("trunk", "first", "later"))
 
@@ -180,7 +296,7 @@ def test_an_animation_and_a_missing_file(net, tmp_path):
 
 @pytest.mark.parametrize("profile", ["gpu", "paper"])
 def test_large_profiles_are_the_papers_network(profile):
-    net = build_network(PoseConfig.for_profile(profile))
-    assert sum(p.numel() for p in net.parameters()) == 31_142_426
-    with torch.no_grad(): maps = net(torch.zeros(1, 3, 368, 368))
-    assert maps.shape == (1, 6, 15, 46, 46)
+    with torch.device("meta"):
+        net = build_network(PoseConfig.for_profile(profile))
+        assert sum(p.numel() for p in net.parameters()) == 31_142_426
+        assert net(torch.zeros(1, 3, 368, 368)).shape == (1, 6, 15, 46, 46)

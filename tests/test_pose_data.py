@@ -121,3 +121,15 @@ def test_errors_say_what_to_do(make, says):
 @pytest.mark.parametrize("dataset", ["lsp", "lsp_extended", "mpii", "mpii_json", "coco"])
 def test_a_folder_without_the_data_is_named(tmp_path, dataset):
     with pytest.raises((ValueError, OSError), match=tmp_path.name): make_part(PoseDataConfig(dataset=dataset, folder=str(tmp_path)))
+
+
+def test_a_fingerprint_is_of_the_people_and_their_order():
+    data = gather([person(s) for s in range(3)], CONFIG)
+    same = gather([person(s) for s in range(3)], CONFIG)
+    assert data.fingerprint == same.fingerprint == data.subset([0, 1, 2]).fingerprint
+    others = [data.subset([1, 0, 2]), data.subset([0, 1]), gather([person(s) for s in (0, 1, 3)], CONFIG)]
+    for name in ("images", "joints", "visibility", "boxes"):
+        changed = data.subset([0, 1, 2])
+        getattr(changed, name)[2].view(-1)[-1] += 1
+        others.append(changed)
+    assert len({data.fingerprint, *(o.fingerprint for o in others)}) == 1 + len(others)

@@ -18,6 +18,7 @@ from ..core.config import ConfigError
 from .hands import Hands
 from .predict import ASSETS
 from ..methods.jigsaw import JigsawConfig, Solver, solve
+from ..tasks.pose2d import BRISK
 from ..tasks.puzzle import PuzzleError, centres, cut, draw_permutations, inverse, lay
 from ..train.loop import evaluating, load_model
 from ..viz.sheets import png_bytes
@@ -88,7 +89,7 @@ SOLVER = ASSETS/"jigsaw-maps.safetensors"
 
 def load_solver(path:Path|str=SOLVER) -> Solver:
     "A solver in evaluation mode from a file of `train.loop.save_model`, with its `config`. Raises `ValueError` for other files."
-    return load_model(path, lambda values: Solver(JigsawConfig.from_dict(values)))
+    return load_model(path, lambda values: Solver(JigsawConfig.from_dict({**BRISK, **values})))      # older files do not name the course of their rate: there was one
 
 # %% ../../nbs/80_lab/10e_play_puzzle.ipynb #4c99ca0d
 WORDS = {3: (("top", "middle", "bottom"), ("left", "centre", "right"))}

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['DATASETS', 'PARTS', 'BOXES', 'GREY', 'FACING', 'BEYOND', 'TINY', 'DIRECT', 'COUNTS', 'SLIM', 'PoseDataConfig',
-           'PoseDataError', 'joints_in', 'box_around', 'problem', 'cut_out', 'PoseSet', 'gather', 'world_people',
-           'real_people', 'drawn_order', 'part_rows', 'make_part', 'make_parts', 'slip', 'view', 'batch_of',
-           'training_batch']
+           'PoseDataError', 'joints_in', 'box_around', 'problem', 'cut_out', 'fingerprint', 'PoseSet', 'gather',
+           'world_people', 'real_people', 'drawn_order', 'part_rows', 'make_part', 'make_parts', 'slip', 'view',
+           'batch_of', 'training_batch']
 
 # %% ../../nbs/50_tasks/02_pose_data.ipynb #a6fe12e6
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,15 @@ def cut_out(sample:dict, joints:Tensor, visible:Tensor, box:Tensor, config:PoseD
     return dict(image=(part["image"].clamp(0, 1)*255).round().to(torch.uint8), joints=torch.where((visible > 0)[:, None], move(joints, matrix), 0),
                 visible=visible, box=torch.cat([move(box[:2], matrix), move(box[2:], matrix)]), scale=torch.tensor(float(matrix[0, 0])))
 
+# %% ../../nbs/50_tasks/02_pose_data.ipynb #b66fde23
+def fingerprint(*tensors:Tensor) -> str:
+    "12 hex digits of what tensors hold, to the last bit."
+    digest = sha256()
+    for t in tensors:
+        digest.update(f"{t.dtype} {tuple(t.shape)}".encode())
+        digest.update(t.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:12]
+
 # %% ../../nbs/50_tasks/02_pose_data.ipynb #ead6085c
 @dataclass(frozen=True, eq=False)
 class PoseSet:
@@ -139,6 +149,11 @@ class PoseSet:
 
     @property
     def areas(self) -> Tensor: return (self.boxes[:, 2:] - self.boxes[:, :2]).prod(1)
+
+    @property
+    def fingerprint(self) -> str:
+        "12 hex digits of these people, their pictures and labels, in this order: a result says with it whom it is of."
+        return fingerprint(self.images, self.joints, self.visibility, self.boxes, torch.tensor(self.origin))
 
     def subset(self, rows) -> "PoseSet":
         "Some of the people, in the order of `rows`."
