@@ -113,6 +113,10 @@ class Attention:
     frames: Tensor        # (F,) of the recording: the one, those of the clip, the middles of the video's clips; -1 in padding
     clip: Clip            # the recording as the network was shown it, as `sequence_for` makes it
 
+    def reader(self, joint:str|None) -> int:
+        "The row of `weights` that says at whom a joint (of the middle frame) looks; without one, the token's."
+        return -1 if joint is None else len(self.frames)//2*len(self.clip.skeleton) + self.clip.skeleton.index(joint)
+
     def share(self, layer:int=-1, head:int|None=None, joint:str|None=None) -> Tensor:
         "What is looked at in the frames (F,J), of a video (F,): by the token, or by a joint (of the middle frame); of single frames by all joints in the mean. `head` None is the mean over heads. Raises `LookError`."
         layers, heads, *_ = self.weights.shape
@@ -122,7 +126,7 @@ class Attention:
         if joint is not None and joint not in (names := self.clip.skeleton.names): raise LookError(f"joint={joint!r}; {did_you_mean(joint, names)}")
         seen, count = self.weights[layer], len(self.clip.skeleton)
         seen = seen.mean(0) if head is None else seen[head]
-        who = -1 if joint is None else len(self.frames)//2*count + self.clip.skeleton.index(joint)
+        who = self.reader(joint)
         if self.level == "frame": return seen.mean(0, keepdim=True) if joint is None else seen[who][None]
         return seen[who, :-1] if self.level == "video" else seen[who, :-1].view(len(self.frames), count)
 
@@ -178,8 +182,7 @@ def headline(said:Attention, layer:int=-1, head:int|None=None, joint:str|None=No
     "Who looks, in words, and what each would get if all were looked at alike."
     layers, heads, *_ = said.weights.shape
     who = joint.replace("_", " ") if joint else "all joints" if said.level == "frame" else "the token"
-    row = -1 if joint is None else len(said.frames)//2*len(said.clip.skeleton) + said.clip.skeleton.index(joint)
-    alike = 100/int((said.weights[layer, 0, row] > 0).sum())
+    alike = 100/int((said.weights[layer, 0, said.reader(joint)] > 0).sum())
     return f"{said.clip.action.replace('_', ' ')}: {who} of a {said.level}, layer {layer % layers + 1} of {layers}, " + (f"mean of {heads} heads" if head is None else f"head {head % heads + 1} of {heads}") + f"; {alike:.2g} % each if all were looked at alike"
 
 def _person(ax, joints:Tensor, share:Tensor, layout:Skeleton, most:float, ring:int|None):
