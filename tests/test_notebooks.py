@@ -49,3 +49,10 @@ def test_what_is_learnt_has_a_number_that_an_untrained_network_fails():
 def test_samples_are_found():
     from hclab.core.config import samples_dir
     assert samples_dir() and any(samples_dir().rglob("*.bvh"))
+
+
+def test_list_prints_every_name_whole(capsys, monkeypatch):
+    from hclab.lab.cli import main
+    monkeypatch.setenv("COLUMNS", "60")     # names are there to be copied, however narrow the terminal
+    assert main(["list"]) == 0
+    assert set(NOTEBOOKS) <= set(capsys.readouterr().out.split())

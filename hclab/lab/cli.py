@@ -176,7 +176,7 @@ def list_():
     from hclab.lab.notebooks import cell_text, read_notebook
     from hclab.lab.runner import missing_requirement, notebooks
     table = Table(box=None)
-    for column in ("name", "title", "needs"): table.add_column(column)
+    for column in ("name", "title", "needs"): table.add_column(column, no_wrap=column == "name")      # to copy and paste
     for name, path in notebooks().items():
         notebook = read_notebook(path)
         titles = [line[2:] for c in notebook["cells"] if c["cell_type"] == "markdown" for line in cell_text(c).splitlines() if line.startswith("# ")]
