@@ -82,7 +82,7 @@ def bump(centre:Tensor,     # (...) in cells
         ) -> Tensor:
     "exp(-d^2 / 2 sigma^2) at each of the cells, (..., cells)."
     away = torch.arange(cells, device=centre.device, dtype=centre.dtype) - centre[..., None]
-    return threshold_((away.square_()/(-2*sigma**2)).exp_(), least, 0.0)
+    return threshold_(away.square_().div_(-2*sigma**2).clamp_(min=math.log(least) - .01).exp_(), least, 0.0)     # `exp` is slow where its result is too small for a float
 
 # %% ../../nbs/00_core/07_heatmap.ipynb #ac9539de
 def check_joints(joints:Tensor, labelled:Tensor) -> None:
@@ -149,11 +149,12 @@ def around(maps:Tensor,     # (B,J,H,W)
 def find_peaks(maps:Tensor # (B,J,H,W)
               ) -> tuple[Tensor, Tensor, Tensor]:
     "Height, row and column (B,J) of the largest value of each map, the first of equal ones; NaN where a map holds one."
-    H, W = maps.shape[2:]
-    together = next(n for n in (4, 3, 2, 1) if H % n == 0)      # rows: a maximum without its place is quick, and quicker on longer lines
-    lines = maps.reshape(*maps.shape[:2], H//together, together*W)
+    B, J, H, W = maps.shape
+    together = next(n for n in (2, 3, 1) if H % n == 0)      # rows: a maximum without its place is quick, and quicker on longer lines; its place is slow
+    lines = maps.reshape(B, J, H//together, together*W)
     peak, line = lines.amax(3).max(2)
-    place = lines.gather(2, line[..., None, None].expand(-1, -1, 1, together*W))[:, :, 0].argmax(2)
+    first = torch.arange(0, B*J*(H//together), H//together, device=maps.device).view(B, J)      # line of each map, among all
+    place = lines.flatten(0, 2).index_select(0, (first + line).flatten()).argmax(1).view(B, J)
     return peak, line*together + place//W, place % W
 
 # %% ../../nbs/00_core/07_heatmap.ipynb #e04833e6
