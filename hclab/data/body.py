@@ -22,7 +22,7 @@ from ..core.io import load_tensors, tensor_metadata
 from ..core.skeleton import conversion, skeleton
 from .figure import FIGURE
 from .motion import Clip
-from .retarget import retarget
+from .retarget import follow
 from .rigs import Rig, rig_from_bones
 
 # %% ../../nbs/20_data/10_body.ipynb #ff2174d6
@@ -271,11 +271,11 @@ def pose_from_clip(layer:Body, coefficients:Tensor,  # (1,48), one person
                    hands:float=1.0,                  # how far fingers are curled, see `curl`
                   ) -> tuple[Tensor, Tensor]:
     "Rotations (T,B,3,3) and places (T,3) for `Body.forward`. Raises the errors of `retarget`."
-    moved = retarget(clip, rig_of_body(layer, coefficients))
-    rotations = quaternion_to_matrix(moved.rotations[:, :len(layer.mesh.bones)])
+    joints, turns, _, _ = follow(clip, rig_of_body(layer, coefficients))
+    rotations = quaternion_to_matrix(turns[:, :len(layer.mesh.bones)])
     bent = curl(layer, hands)
     rotations[:, list(bent)] = torch.stack(list(bent.values())).to(rotations)
     names = layer.mesh.bones
     for s in "LR":      # all toes bend as the middle one, which has a point of the clip
         for toe in (1, 2, 4, 5): rotations[:, names.index(f"toe{toe}-1.{s}")] = rotations[:, names.index(f"toe3-1.{s}")]
-    return rotations, moved.joints[:, 0]
+    return rotations, joints[:, 0]

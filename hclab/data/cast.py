@@ -115,5 +115,8 @@ def ways_through(camera:Camera, x:np.ndarray, y:np.ndarray) -> np.ndarray:
     "(n,3) float32 world directions through pixel coordinates, camera z = 1. Raises `RenderError` for a camera with a lens: people are drawn through an ideal one."
     if camera.distortion.abs().max() > 0: raise RenderError("rays are cast through an ideal lens; render without distortion and bend the picture afterwards")
     K, R = camera.K.numpy(), camera.R.numpy()
-    straight = np.stack([(x - K[0, 2] - K[0, 1]*(y - K[1, 2])/K[1, 1])/K[0, 0], (y - K[1, 2])/K[1, 1], np.ones_like(x)], -1)
-    return (straight @ R).astype(np.float32)
+    v = (y - K[1, 2])/K[1, 1]
+    u = (x - K[0, 2] - K[0, 1]*v)/K[0, 0]
+    ways = np.empty((len(u), 3), np.float32)
+    for d in range(3): ways[:, d] = u*R[0, d] + v*R[1, d] + R[2, d]
+    return ways

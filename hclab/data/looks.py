@@ -215,8 +215,8 @@ def folds(look:Look, normals:np.ndarray, layer:np.ndarray, c:Chart) -> np.ndarra
     tilt = np.zeros_like(places)
     for k in range(FOLDS):
         way = (draw.normal(size=3)*[14, 14, 20]*(1 + .3*k)).astype(np.float32)
-        bent = noise3(places*6, look.seed % 89 + k, 2)
-        tilt += (np.cos(places @ way + 3.2*bent + draw.uniform(0, 6.3))*np.clip(.25 + 1.1*noise3(places*5, look.seed % 83 + 31*k, 2), 0, 1))[:, None].astype(np.float32)*way
+        bent = noise3(places*6, look.seed % 89 + k, 1)
+        tilt += (np.cos(places @ way + 3.2*bent + draw.uniform(0, 6.3))*np.clip(.25 + 1.1*noise3(places*5, look.seed % 83 + 31*k, 1), 0, 1))[:, None].astype(np.float32)*way
     tilt *= np.float32(.0046)
     tilt -= (tilt*normals[cloth]).sum(1, keepdims=True)*normals[cloth]
     bumped = normals[cloth] - tilt

@@ -50,8 +50,12 @@ def openness(scene:Scene, points:np.ndarray, normals:np.ndarray, pixel:np.ndarra
 
 def smooth_within(values:np.ndarray, inside:np.ndarray, size:int=TILE + 1) -> np.ndarray:
     "(H,W) the mean of `values` over the neighbours that are `inside`; unchanged elsewhere."
-    share = uniform_filter(inside.astype(np.float32), size)
-    return np.where(inside, uniform_filter(np.where(inside, values, 0).astype(np.float32), size)/np.maximum(share, 1e-6), values)
+    if not inside.any(): return values
+    part = tuple(slice(max(int(at[0]) - size, 0), int(at[-1]) + size + 1) for at in (np.flatnonzero(inside.any(axis)) for axis in (1, 0)))     # where anything changes
+    own, out = inside[part], values.copy()
+    mean = uniform_filter(np.where(own, values[part], 0).astype(np.float32), size)/np.maximum(uniform_filter(own.astype(np.float32), size), 1e-6)
+    out[part] = np.where(own, mean, values[part])
+    return out
 
 # %% ../../nbs/20_data/17_render.ipynb #836a1af5
 def among_things(scene:Scene, points:np.ndarray, lit:np.ndarray, clear:np.ndarray, foot:np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -90,27 +94,31 @@ def shade_people(hits:Hits, light:Light, sun:np.ndarray,  # (m,3) towards the su
 
 # %% ../../nbs/20_data/17_render.ipynb #49da58c4
 def _beside(person:Person, points:np.ndarray, more:float) -> np.ndarray:
-    "(k,) bool: less than `more` metres from the box around a person."
+    "Numbers of the points (k,3) less than `more` metres from the box around a person."
     low, high = person.bounds
-    return ((points > low - more) & (points < high + more)).all(1)
+    at = np.arange(len(points))
+    for d in range(3):      # fewer are left to ask about each next axis
+        x = points[at, d]
+        at = at[(x > low[d] - more) & (x < high[d] + more)]
+    return at
 
 def _in_the_way(person:Person, points:np.ndarray, sun:np.ndarray) -> np.ndarray:
-    "(k,) bool: the way from a point (k,3) towards the sun (k,3) passes the box around a person."
+    "(k,) bool: the way from a point (k,3) towards the sun (3,) or (k,3) passes the box around a person."
     low, high = person.bounds
     enter, leave = np.zeros(len(points), np.float32), np.full(len(points), np.inf, np.float32)
     for d in range(3):
-        way = np.where(np.abs(sun[:, d]) < 1e-6, np.float32(1e-6), sun[:, d])
+        way = np.where(np.abs(sun[..., d]) < 1e-6, np.float32(1e-6), sun[..., d])
         a, b = (low[d] - .01 - points[:, d])/way, (high[d] + .01 - points[:, d])/way
         enter, leave = np.maximum(enter, np.minimum(a, b)), np.minimum(leave, np.maximum(a, b))
     return enter < leave
 
 # %% ../../nbs/20_data/17_render.ipynb #0a061e21
 def free_of_people(scene:Scene, points:np.ndarray, normals:np.ndarray, sun:np.ndarray) -> np.ndarray:
-    "(k,) bool: no person stands between places of the backdrop (k,3) and the sun (k,3)."
+    "(k,) bool: no person stands between places of the backdrop (k,3) and the sun (3,) or (k,3)."
     passing = np.zeros(len(points), bool)
     for person in scene.people: passing |= _in_the_way(person, points, sun)
     lit, at = np.ones(len(points), bool), np.flatnonzero(passing)
-    lit[at] = scene.free(points[at] + LIFT*normals[at], sun[at])
+    lit[at] = scene.free(points[at] + LIFT*normals[at], sun if sun.ndim == 1 else sun[at])
     return lit
 
 
@@ -125,7 +133,7 @@ def clearness(hits:Hits, seen, size, rays:int) -> np.ndarray:
     wall = np.flatnonzero(seen.lit & ~seen.sky)
     beside, points = hits.missed[wall], seen.points[wall]
     close = np.zeros(len(points), bool)
-    for person in hits.scene.people: close |= _beside(person, points, NEARBY)       # farther away a ray of that length meets nobody
+    for person in hits.scene.people: close[_beside(person, points, NEARBY)] = True       # farther away a ray of that length meets nobody
     beside = beside[close]
     if len(beside): out[beside] = openness(hits.scene, points[close], seen.normal[wall[close]], kind[beside], max(2, rays//2))
     near = np.zeros(H*W, bool); near[beside] = True
@@ -175,10 +183,8 @@ def meet(scene:Scene, backdrop:Backdrop, camera:Camera, x:np.ndarray, y:np.ndarr
 
 # %% ../../nbs/20_data/17_render.ipynb #f9e2d83d
 def sunlit(hits:Hits, seen:Surface, sun:np.ndarray) -> np.ndarray:
-    "(k,) bool: no person stands between what `Hits.missed` see and the sun, (n,3) as for `shade_people`."
-    out, wall = np.ones(len(hits.missed), bool), np.flatnonzero(seen.lit & ~seen.sky)
-    if len(wall): out[wall] = free_of_people(hits.scene, seen.points[wall], seen.normal[wall], sun[hits.missed[wall]])
-    return out
+    "(k,) bool: no person stands between what `Hits.missed` see and the sun, (3,) or (n,3) as for `shade_people`."
+    return free_of_people(hits.scene, seen.points, seen.normal, sun if sun.ndim == 1 else sun[hits.missed]) | ~seen.lit | seen.sky
 
 def radiance(hits:Hits, seen:Surface, light:Light, sun:np.ndarray, clear:np.ndarray, pixel:float, open_:np.ndarray|None=None) -> np.ndarray:
     "(n,3) linear colours along rays; `sun` (n,3) as for `shade_people`, `open_` as from `sunlit`."
@@ -261,7 +267,7 @@ def render(people:list[Person], camera:Camera, backdrop:Backdrop, rng:np.random.
     y, x = (g.ravel().astype(np.float64) for g in np.mgrid[0:H, 0:W])
     hits, seen = meet(scene, backdrop, camera, x + .5, y + .5)
     clear, suns = clearness(hits, seen, (H, W), settings.sky_rays), np.broadcast_to(sun, (H*W, 3))
-    open_ = sunlit(hits, seen, suns)
+    open_ = sunlit(hits, seen, sun)
     image = exposure.develop(radiance(hits, seen, light, suns, clear, pixel, open_)).reshape(H, W, 3)
     fine = _finer(image, hits, seen, open_, settings.refine)
     (dx, dy), discs = np.array(FINE).T, np.array([_near_sun(sun, light.softness, k) for k in range(len(FINE))])

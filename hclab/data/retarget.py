@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LIMBS', 'SOLE', 'ANKLE', 'BALL', 'HEEL', 'FLAT', 'SHRUG', 'FOOT_POINTS', 'Source', 'world_rotations', 'standing_feet',
-           'feet_of', 'slide', 'read_source', 'Fit', 'Ground', 'ground_of', 'Retargeted', 'retarget', 'relayout']
+           'feet_of', 'slide', 'read_source', 'Fit', 'Ground', 'ground_of', 'Retargeted', 'follow', 'retarget',
+           'relayout']
 
 # %% ../../nbs/20_data/07b_retarget.ipynb #ec90c4c5
 import math
@@ -437,6 +438,17 @@ class Retargeted(Clip):
     scale: float = 1.0                            # leg of the target by leg of the source
 
 # %% ../../nbs/20_data/07b_retarget.ipynb #91ad48ad
+def follow(clip:Clip, rig:Rig, points:dict|None=None, source:Rig|None=None, floor:float|None=None, scale:float|None=None, lock:bool=False) -> tuple[torch.Tensor, torch.Tensor, Source, float]:
+    "Joints (T,J,3) and rotations (T,J,4) of `rig`, what the clip told, and the scale of the path: the work of `retarget`, which explains the arguments, without a clip around it and the check of that."
+    if not isinstance(rig, Rig): raise RetargetError(f"the target must be a Rig, got {type(rig).__name__}; see rig_of, rig_from_bones, standing_rig, figure_rig; for a layout without bones use relayout")
+    if scale is not None and not (math.isfinite(scale) and scale > 0): raise RetargetError(f"scale must be positive, got {scale!r}")
+    told = read_source(clip, rig, points, source)
+    if floor is None and "left_ankle place" in told.derived: floor = lowest(np.concatenate([told.P[f"{s}_ankle"][:, 2] for s in ("left", "right")])) - SOLE * leg_length(told.P)
+    ground, fit = ground_of(told.P, rig, floor, scale), _fit(told, rig)
+    hips = _path(told.P, ground)
+    if lock: _lock(fit, told, hips, feet_of(clip, rig.at, points))
+    return *_pose(fit, told, hips), told, ground.scale
+
 def retarget(clip:Clip,
              rig:Rig,                  # the body to move
              points:dict|None=None,    # joint of the clip -> anatomical point, where its names are not known
@@ -448,16 +460,9 @@ def retarget(clip:Clip,
     """`clip` (any layout with hips, knees, ankles, shoulders, elbows and wrists, T frames, metres) on `rig`: joints (T,J,3), rotations, offsets.
 
     Directions of arms and legs are those of the source; trunk, head, hands and feet as far as its joints tell, and `derived` says what was inferred. Raises `RetargetError`."""
-    if not isinstance(rig, Rig): raise RetargetError(f"the target must be a Rig, got {type(rig).__name__}; see rig_of, rig_from_bones, standing_rig, figure_rig; for a layout without bones use relayout")
-    if scale is not None and not (math.isfinite(scale) and scale > 0): raise RetargetError(f"scale must be positive, got {scale!r}")
-    told = read_source(clip, rig, points, source)
-    if floor is None and "left_ankle place" in told.derived: floor = lowest(np.concatenate([told.P[f"{s}_ankle"][:, 2] for s in ("left", "right")])) - SOLE * leg_length(told.P)
-    ground, fit = ground_of(told.P, rig, floor, scale), _fit(told, rig)
-    hips = _path(told.P, ground)
-    if lock: _lock(fit, told, hips, feet_of(clip, rig.at, points))
-    joints, rotations = _pose(fit, told, hips)
+    joints, rotations, told, grown = follow(clip, rig, points, source, floor, scale, lock)
     return Retargeted(joints, rig.skeleton, clip.fps, clip.action, clip.performer, clip.frame, f"{clip.source}; retargeted from {clip.skeleton.name}", rotations,
-                      torch.from_numpy(rig.offsets).float(), told.derived, (), ground.scale)
+                      torch.from_numpy(rig.offsets).float(), told.derived, (), grown)
 
 # %% ../../nbs/20_data/07b_retarget.ipynb #035e0a8e
 def _neighbours(s:Skeleton, known:list) -> dict[int, int]:

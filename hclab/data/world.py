@@ -366,7 +366,11 @@ AHEAD = .05     # metres before the camera from which a vertex has a place in th
 def whole_box(camera:Camera, vertices:np.ndarray) -> np.ndarray:
     "(4,) x1 y1 x2 y2 around all vertices (V,3) that are before the camera, pixels, in or out of the frame; zeros where none is."
     inside = camera.to_camera(torch.from_numpy(vertices).double())
-    corners = camera.project_camera(inside[inside[:, 2] > AHEAD]).numpy()
+    inside = inside[inside[:, 2] > AHEAD]
+    if len(inside) and not camera.distortion.any() and camera.K[0, 1] == 0:     # the outermost by direction are so in the picture, too
+        x, y = (inside[:, :2]/inside[:, 2:]).T
+        inside = inside[[int(k) for v in (x, y) for k in (v.argmin(), v.argmax())]]
+    corners = camera.project_camera(inside).numpy()
     return np.concatenate([corners.min(0), corners.max(0)]) if len(corners) else np.zeros(4)
 
 def view_of(actor:Actor, camera:Camera) -> str:
