@@ -269,9 +269,10 @@ def _knuckles(layer:Body) -> tuple[list, Tensor, Tensor]:
 def pose_from_clip(layer:Body, coefficients:Tensor,  # (1,48), one person
                    clip:Clip,                        # any layout that `retarget` reads, T frames
                    hands:float=1.0,                  # how far fingers are curled, see `curl`
+                   rig:Rig|None=None                 # that of the person, where it is at hand
                   ) -> tuple[Tensor, Tensor]:
     "Rotations (T,B,3,3) and places (T,3) for `Body.forward`. Raises the errors of `retarget`."
-    joints, turns, _, _ = follow(clip, rig_of_body(layer, coefficients))
+    joints, turns, _, _ = follow(clip, rig or rig_of_body(layer, coefficients))
     rotations = quaternion_to_matrix(turns[:, :len(layer.mesh.bones)])
     bent = curl(layer, hands)
     rotations[:, list(bent)] = torch.stack(list(bent.values())).to(rotations)

@@ -95,13 +95,16 @@ class Hits:
     def of(self, values:np.ndarray) -> np.ndarray: return values[self._met[0]]   # (m,) values of triangles
 
     @cached_property
-    def _points(self) -> np.ndarray: return self.origin + self.ways[self.met]*self.far[self.met][:, None]
+    def toward(self) -> np.ndarray: return self.ways[self.met]      # (m,3)
+
+    @cached_property
+    def _points(self) -> np.ndarray: return self.origin + self.toward*self.far[self.met][:, None]
 
     @cached_property
     def _normals(self) -> np.ndarray:
         n = self.between(self.scene.normals)
         n /= np.maximum(np.linalg.norm(n, axis=1, keepdims=True), 1e-9)
-        return np.where((n*self.ways[self.met]).sum(1, keepdims=True) > 0, -n, n)
+        return np.where((n*self.toward).sum(1, keepdims=True) > 0, -n, n)
 
     @cached_property
     def _chart(self) -> Chart: return Chart(self.between(self.scene.places), self.between(self.scene.regions))

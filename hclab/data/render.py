@@ -83,7 +83,7 @@ def shade_people(hits:Hits, light:Light, sun:np.ndarray,  # (m,3) towards the su
     direct = np.where(skin, .78*np.clip(toward, 0, 1) + .22*np.clip((toward + .35)/1.35, 0, 1), np.clip(toward, 0, 1))*lit
     up = (.5 + .5*bumped[:, 2])[:, None]
     ambient = (light.sky*up + light.ground*(1 - up))*(.22 + .78*clear)[:, None]
-    eye = -hits.ways[hits.met]/np.linalg.norm(hits.ways[hits.met], axis=1, keepdims=True)
+    eye = -hits.toward/np.linalg.norm(hits.toward, axis=1, keepdims=True)
     half = eye + sun
     mirror = np.clip((bumped*half).sum(1)/np.linalg.norm(half, axis=1), 0, 1)
     shine = gloss*(.30*mirror**16 + .9*mirror**90*(gloss > .5))*lit

@@ -470,7 +470,7 @@ def upright(P:dict) -> np.ndarray:
     return frame_z(up, cross(P["left_hip"] - P["right_hip"], up))
 
 # %% ../../nbs/20_data/07_rigs.ipynb #280863b8
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)
 def completed(rig:Rig) -> dict[str, np.ndarray]:
     "Points (1,3) of the standing rig, those it lacks borrowed from a mean person."
     own, mean = with_middles({p: rig.joints[i][None] for p, i in rig.at.items()}), mean_person()
@@ -497,7 +497,7 @@ def rest_frames(rig:Rig, kinds:dict) -> dict[str, np.ndarray]:
     "Frames (1,3,3) of the standing rig by the rules `kinds`; a foot's x lies in its sole."
     return dict(_rest_frames(rig, tuple(kinds.items())))
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=512)
 def _rest_frames(rig:Rig, kinds:tuple) -> dict[str, np.ndarray]:
     P = completed(rig)
     A, up = frames_of(P, dict(kinds)), upright(P)[..., 2]

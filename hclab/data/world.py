@@ -21,7 +21,7 @@ from ..core.config import Config, ConfigError, did_you_mean
 from ..core.geometry import Camera, look_at
 from ..core.skeleton import skeleton
 from .backdrops import Backdrop, draw_backdrop
-from .body import body, pose_from_clip
+from .body import body, pose_from_clip, rig_of_body
 from .depth_camera import DepthCamera, sense
 from .dress import Person, dress, joints_in
 from .encode import Encoding
@@ -31,6 +31,7 @@ from .light import STYLES
 from .looks import LAYERS, Look
 from .occlusion import stand_before, with_things
 from .render import Picture, Settings, render
+from .rigs import Rig
 
 # %% ../../nbs/20_data/22_world.ipynb #980ecc89
 PLACES = ("room", "street", "field")
@@ -156,7 +157,7 @@ def act(config:WorldConfig, rng:np.random.Generator, at:np.ndarray, turn:float|N
     seed, frame, layer = int(rng.integers(2**31)), int(rng.integers(2, round(SECONDS*FPS) - 2)), body()
     clip = generate(action, performer, SECONDS, fps=FPS, seed=seed, layout="FIGURE", keep=(frame - 2, frame + 3))
     coefficients = _coefficients(who.shape)
-    rotations, places = pose_from_clip(layer, coefficients, clip, hands=float(rng.uniform(.6, 1.8)))
+    rotations, places = pose_from_clip(layer, coefficients, clip, hands=float(rng.uniform(.6, 1.8)), rig=_rig(who.shape))
     with torch.no_grad(): posed = layer(coefficients, rotations[2:3], places[2:3])
     return _moved(Actor(who, action, performer, dress(layer, who.look, who.shape, posed), _facing(posed)), at, turn)
 
@@ -168,6 +169,9 @@ def dressed(config:WorldConfig, number:int, outfit:int) -> Identity:
 @lru_cache(maxsize=512)
 def _coefficients(shape) -> torch.Tensor:
     with torch.no_grad(): return body().coefficients(shape.values()[None])
+
+@lru_cache(maxsize=512)
+def _rig(shape) -> Rig: return rig_of_body(body(), _coefficients(shape))     # the same people come again and again
 
 # %% ../../nbs/20_data/22_world.ipynb #1b63529b
 def _facing(posed) -> float:
