@@ -96,10 +96,8 @@ class Hits:
 
     @cached_property
     def toward(self) -> np.ndarray: return self.ways[self.met]      # (m,3)
-
     @cached_property
     def _points(self) -> np.ndarray: return self.origin + self.toward*self.far[self.met][:, None]
-
     @cached_property
     def _normals(self) -> np.ndarray:
         n = self.between(self.scene.normals)
